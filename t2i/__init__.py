@@ -1,0 +1,1 @@
+"""A latent text-to-image pipeline."""

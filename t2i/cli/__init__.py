@@ -1,0 +1,1 @@
+"""The command line: parse, call one function. Nothing here imports torch before a verb runs."""

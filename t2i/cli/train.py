@@ -1,0 +1,60 @@
+"""`t2i train text-encoder|vae|unet RECIPE [key=value ...]` and `t2i precompute RECIPE`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Train a component from a recipe. The same command resumes an interrupted run.", no_args_is_help=True
+)
+
+RecipePath = Annotated[Path, typer.Argument(help="a YAML recipe, for example configs/scenes/vae.yaml")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value over the recipe, for example train.steps=1000")]
+
+
+@app.command("vae")
+def vae(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Train the autoencoder."""
+    from t2i.training.vae import VAERecipe, VAETask
+
+    _run(recipe, overrides, VAERecipe, VAETask)
+
+
+@app.command("text-encoder")
+def text_encoder(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Train a CLIP-style text tower by contrast with pictures."""
+    from t2i.training.text_encoder import TextEncoderRecipe, TextEncoderTask
+
+    _run(recipe, overrides, TextEncoderRecipe, TextEncoderTask)
+
+
+@app.command("unet")
+def unet(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Train the U-Net on the latents of a trained autoencoder, with a frozen text encoder."""
+    from t2i.training.unet import UNetRecipe, UNetTask
+
+    _run(recipe, overrides, UNetRecipe, UNetTask)
+
+
+def precompute(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Write the cache of latents and text states that a U-Net recipe needs."""
+    from t2i.config import load_recipe
+    from t2i.training.unet import UNetRecipe, build_caches
+
+    build_caches(load_recipe(recipe, overrides or [], UNetRecipe))
+
+
+def _run(path: Path, overrides: list[str] | None, model: Any, task: Any) -> None:
+    """Load the recipe, print it, train."""
+    from accelerate import PartialState
+
+    from t2i.config import load_recipe
+    from t2i.training.loop import train
+
+    recipe = load_recipe(path, overrides or [], model)
+    quiet = not PartialState().is_main_process
+    if not quiet:
+        changed = recipe.model_dump(mode="json", exclude_defaults=True)
+        typer.echo(f"{path}: {changed}")
+    train(task(recipe, quiet=quiet), recipe.train, recipe.seed, recipe.run, recipe.model_dump(mode="json"))

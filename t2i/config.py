@@ -1,0 +1,111 @@
+"""Recipes: a YAML file and `key=value` overrides, checked by pydantic; an unknown key is an error."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+R = TypeVar("R", bound="Section")
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _quoted(value: Any) -> Any:
+    if value is False:
+        raise ValueError("YAML reads a bare `no` as false; quote it: 'no'")
+    return value
+
+
+class TrainConfig(Section):
+    """How to train, whatever is trained. Progress is counted in optimiser steps and samples."""
+
+    steps: int = Field(gt=0, description="optimiser steps in all")
+    global_batch: int = Field(gt=0, description="samples an optimiser step, over all ranks: the invariant")
+    micro_batch: int | None = Field(
+        default=None, gt=0, description="samples a forward pass; by default global_batch / ranks"
+    )
+    lr: float = Field(gt=0, description="peak learning rate")
+    lr_schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    lr_floor: float = Field(default=0.0, ge=0, le=1, description="the last learning rate, as a share of the peak")
+    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float | None = Field(default=1.0, gt=0, description="the gradient's norm is clipped to this")
+    ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the moving average of the weights")
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_quoted)] = "no"
+    init: str | None = Field(default=None, description="a component folder to start from, instead of random weights")
+    log_every: int = Field(default=50, gt=0)
+    validate_every: int = Field(default=1000, gt=0)
+    sample_every: int = Field(default=1000, gt=0)
+    save_every: int = Field(default=1000, gt=0)
+    keep: int = Field(default=2, gt=0, description="checkpoints kept")
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str], model: type[R]) -> R:
+    """The recipe in a YAML file with dotted `key=value` overrides applied; a fault is a ValueError that names it."""
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf8")) or {}
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such recipe; the ones shipped are in configs/") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ValueError(f"{path}: not readable YAML ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a recipe is a mapping of keys to values")
+    for text in overrides:
+        override(values, text)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {explain(error, model)}") from None
+
+
+def override(values: dict[str, Any], text: str) -> None:
+    """Set one dotted `key=value` in place; the value is read as YAML."""
+    key, sep, raw = text.partition("=")
+    if not sep or not key:
+        raise ValueError(f"{text!r}: an override has the form key=value, for example train.steps=1000")
+    *parents, last = key.split(".")
+    for part in parents:
+        inner = values.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise ValueError(f"{text!r}: `{part}` is a value, not a section")
+        values = inner
+    try:
+        values[last] = yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r}: the value is not readable YAML ({error})") from None
+
+
+def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
+    """One line a fault of a pydantic error: the key, what is wrong, and for an unknown key the nearest known one."""
+    lines = []
+    for fault in error.errors():
+        key = prefix + ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            known = _fields_at(model, fault["loc"][:-1])
+            near = difflib.get_close_matches(str(fault["loc"][-1]), known, 1, 0.5)
+            hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(sorted(known))}"
+            lines.append(f"unknown key `{key}`; {hint}")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            lines.append(f"`{key}`: {message}" if key else message)
+    return "\n  ".join(lines)
+
+
+def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    for part in loc:
+        inner = model.model_fields[str(part)].annotation
+        candidates = [inner, *getattr(inner, "__args__", ())]
+        models = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not models:
+            return []
+        model = models[0]
+    return list(model.model_fields)

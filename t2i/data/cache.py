@@ -1,0 +1,222 @@
+"""The cache of unscaled latent moments and text states: safetensors shards in folders named by what they were made of.
+
+FOLDER/latents/KEY/ and FOLDER/texts/KEY/ hold shards and a manifest; another text encoder reuses the latents.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from t2i.component import read_json, read_safetensors, save_weights, sync_files, write_json
+from t2i.conditioning import Conditioning
+from t2i.data.transforms import TRANSFORM
+from t2i.errors import RunFailed
+
+FORMAT = 1
+SHARD_ROWS = 1024
+SAID = {"data": "data", "size": "size", "vae": "VAE", "text_encoder": "text encoder"}
+SECTIONS = {"latents": ("data", "size", "vae"), "texts": ("data", "text_encoder")}
+
+Parts = Mapping[str, str]
+Encode = Callable[[range], dict[str, Tensor]]
+
+
+def cache_parts(
+    *, data: str, size: tuple[int, int], background: str, vae: str, text_encoder: str, layer: int | None, dtype: str
+) -> dict[str, str]:
+    """What a cache is keyed by; `data`, `vae`, `text_encoder` are fingerprints, `dtype` that of the stored states."""
+    return {
+        "data": data,
+        "size": f"{size[0]}x{size[1]} on {background}; {TRANSFORM}",
+        "vae": vae,
+        "text_encoder": f"{text_encoder}, layer {layer}, {dtype}",
+    }
+
+
+class Cache:
+    """Latent moments and conditioning by index, read from memory-mapped shards."""
+
+    def __init__(self, folder: Path, parts: Parts):
+        self._latents = _Shards(_place(folder, "latents", parts))
+        self._texts = _Shards(_place(folder, "texts", parts))
+        self._caption = self._texts.table("captions")["row"].long()
+
+    def __len__(self) -> int:
+        return len(self._latents)
+
+    def moments(
+        self, indices: Int[Tensor, " b"] | Sequence[int]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
+        """Mean and log variance of the unscaled latents."""
+        rows = self._latents.rows(torch.as_tensor(indices))
+        return rows["mean"], rows["logvar"]
+
+    def conditioning(self, indices: Int[Tensor, " b"] | Sequence[int]) -> Conditioning:
+        """The text states of the captions of those pictures."""
+        return self._states(self._caption[torch.as_tensor(indices)])
+
+    @property
+    def null(self) -> Conditioning:
+        """The text states of "" (b = 1)."""
+        return self._states(torch.zeros(1, dtype=torch.long))
+
+    def _states(self, rows: Tensor) -> Conditioning:
+        states = self._texts.rows(rows)
+        return Conditioning(states["tokens"], states["mask"], states.get("pooled"))
+
+
+def open_cache(folder: str | Path, parts: Parts) -> Cache:
+    """The finished cache of these parts; another, an unfinished or a damaged one is a ValueError that says so."""
+    folder, rebuild = Path(folder), "build it with `t2i precompute RECIPE.yaml`"
+    problems: dict[str, None] = {}
+    for section in SECTIONS:
+        place = _place(folder, section, parts)
+        if not (place / "manifest.json").is_file():
+            problems |= dict.fromkeys(_problems(place, _select(section, parts)))
+    if problems:
+        raise ValueError(f"no cache of this recipe in {folder}: {'; '.join(problems)}; {rebuild}")
+    try:
+        return Cache(folder, parts)
+    except ValueError as error:
+        raise ValueError(f"{error}: the cache is damaged: delete {folder} and {rebuild}") from None
+
+
+def build_cache(
+    folder: str | Path,
+    parts: Parts,
+    n: int,
+    encode_pictures: Callable[[list[int]], tuple[Tensor, Tensor]],
+    texts: Sequence[str],
+    encode_text: Callable[[list[str]], Conditioning],
+    batch: int,
+    progress: Callable[[str, int, int], object] = lambda section, done, total: None,
+) -> Cache:
+    """Encode pictures 0..n-1 and their captions, each distinct caption once; what is there already is kept.
+
+    `encode_pictures(indices)` gives mean and log variance; `progress(section, done, total)` is called after each batch.
+    """
+    assert len(texts) == n > 0 and set(parts) == set(SAID)
+    unique = list(dict.fromkeys(["", *texts]))  # the null is row 0
+    row = {text: i for i, text in enumerate(unique)}
+    captions = {"captions": {"row": torch.tensor([row[text] for text in texts], dtype=torch.int32)}}
+
+    def pictures(rows: range) -> dict[str, Tensor]:
+        mean, logvar = encode_pictures(list(rows))
+        return {"mean": mean, "logvar": logvar}
+
+    def states(rows: range) -> dict[str, Tensor]:
+        c = encode_text([unique[i] for i in rows])
+        return {"tokens": c.tokens, "mask": c.mask} | ({} if c.pooled is None else {"pooled": c.pooled})
+
+    folder = Path(folder)
+    _build(folder, "latents", parts, n, pictures, {}, batch, progress)
+    _build(folder, "texts", parts, len(unique), states, captions, batch, progress)
+    return open_cache(folder, parts)
+
+
+def _build(
+    folder: Path,
+    section: str,
+    parts: Parts,
+    n: int,
+    encode: Encode,
+    tables: dict[str, dict[str, Tensor]],
+    batch: int,
+    progress: Callable[[str, int, int], object],
+) -> None:
+    """One section: whole shards into KEY.partial, which gets its manifest and its name when all are there."""
+    place = _place(folder, section, parts)
+    if place.exists():
+        progress(section, n, n)
+        return
+    work = place.with_suffix(".partial")
+    work.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        _save(table, work / f"{name}.safetensors")
+    for start in range(0, n, SHARD_ROWS):
+        stop, path = min(start + SHARD_ROWS, n), _shard(work, start // SHARD_ROWS)
+        if path.exists():  # a shard gets its name when it is whole
+            continue
+        pieces = []
+        for a in range(start, stop, batch):
+            pieces.append(_checked(encode(range(a, min(a + batch, stop))), section, a))
+            progress(section, min(a + batch, stop), n)
+        _save({name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}, path)
+    manifest = {"format": FORMAT, "parts": _select(section, parts), "rows": n, "shard_rows": SHARD_ROWS}
+    write_json(work / "manifest.json", manifest)
+    sync_files([work / "manifest.json", work])
+    os.rename(work, place)
+    sync_files([place.parent])
+
+
+def _checked(tensors: dict[str, Tensor], section: str, first: int) -> dict[str, Tensor]:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not (good := torch.isfinite(tensor).flatten(1).all(1)).all():
+            row = first + int((~good).nonzero()[0])
+            raise RunFailed(f"{section}: non-finite {name} in row {row}: encode in float32 or bfloat16")
+    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+
+
+class _Shards:
+    """The tensors of a finished section, memory-mapped."""
+
+    def __init__(self, place: Path):
+        self._place = place
+        manifest = read_json(place / "manifest.json")
+        self._n, self._size = manifest["rows"], manifest["shard_rows"]
+        self._shards = [read_safetensors(_shard(place, k)) for k in range(-(-self._n // self._size))]
+
+    def __len__(self) -> int:
+        return self._n
+
+    def table(self, name: str) -> dict[str, Tensor]:
+        return read_safetensors(self._place / f"{name}.safetensors")
+
+    def rows(self, indices: Int[Tensor, " b"]) -> dict[str, Tensor]:
+        """Copies of those rows of every tensor."""
+        shard, row = indices // self._size, indices % self._size
+        first = self._shards[0]
+        out = {name: t.new_empty(len(indices), *t.shape[1:]) for name, t in first.items()}
+        for k in shard.unique().tolist():
+            wanted = shard == k
+            for name, tensor in self._shards[k].items():
+                out[name][wanted] = tensor[row[wanted]]
+        return out
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    partial = path.with_suffix(".tmp")
+    save_weights(tensors, partial)
+    sync_files([partial])
+    os.replace(partial, path)
+
+
+def _select(section: str, parts: Parts) -> dict[str, str]:
+    return {name: parts[name] for name in SECTIONS[section]}
+
+
+def _place(folder: Path, section: str, parts: Parts) -> Path:
+    key = json.dumps([FORMAT, _select(section, parts)], sort_keys=True)
+    return folder / section / hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _problems(place: Path, parts: dict[str, str]) -> list[str]:
+    """Why a section cannot be opened: unfinished, absent, or which parts of the nearest one differ."""
+    if place.with_suffix(".partial").exists():
+        return [f"its {place.parent.name} are unfinished (the same command continues them)"]
+    others: list[dict[str, Any]] = [read_json(p)["parts"] for p in place.parent.glob("*/manifest.json")]
+    if not others:
+        return [f"it holds no {place.parent.name}"]
+    nearest = min(([name for name in parts if other.get(name) != parts[name]] for other in others), key=len)
+    return [f"it was built with another {SAID[name]}" for name in nearest] or ["it was built by another version"]
+
+
+def _shard(place: Path, k: int) -> Path:
+    return place / f"shard-{k:05d}.safetensors"

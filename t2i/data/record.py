@@ -1,0 +1,80 @@
+"""What every source of captioned pictures offers."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+
+class Record(NamedTuple):
+    """One captioned picture; `read` gives the encoded bytes."""
+
+    key: str
+    text: str
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a source found, row by row: nothing is left out silently."""
+
+    rows: int
+    excluded: int = 0  # by the exclude list
+    missing: int = 0  # listed in the metadata, not on disk
+    unlisted: int = 0  # on disk, not listed in the metadata
+    empty_captions: int = 0  # allowed, and used
+
+    @property
+    def used(self) -> int:
+        return self.rows - self.excluded - self.missing
+
+    def __str__(self) -> str:
+        said = {
+            "left out by the exclude list": self.excluded,
+            "listed but missing on disk": self.missing,
+            "pictures on disk that the metadata does not list": self.unlisted,
+            "with an empty caption": self.empty_captions,
+        }
+        return ", ".join([f"{self.used} of {self.rows} rows used", *(f"{n} {what}" for what, n in said.items() if n)])
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Captioned pictures, numbered from 0 in an order that never changes."""
+
+    report: Report
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, i: int) -> Record: ...
+    def texts(self) -> list[str]: ...
+    def fingerprint(self) -> str: ...
+
+
+def fingerprint(*parts: Iterable[str]) -> str:
+    """SHA-256 over the strings of each part, with their lengths, so that no two lists collide by joining."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for text in part:
+            data = text.encode("utf-8", "surrogatepass")
+            digest.update(len(data).to_bytes(8, "little") + data)
+        digest.update(b"\xff" * 8)
+    return digest.hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content: a copy on another machine has the same identity."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_captions(texts: list[str], where: Callable[[int], str], allow_empty: bool) -> int:
+    """How many captions are empty; any is an error unless `allow_empty_captions` says otherwise."""
+    empty = [i for i, text in enumerate(texts) if not text.strip()]
+    if empty and not allow_empty:
+        first = ", ".join(where(i) for i in empty[:5])
+        raise ValueError(
+            f"{len(empty)} of {len(texts)} captions are missing or empty (first: {first}): "
+            "write them, take the pictures out, or set data.allow_empty_captions=true"
+        )
+    return len(empty)

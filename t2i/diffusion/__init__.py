@@ -1,0 +1,1 @@
+"""Noise schedules, prediction kinds and samplers, one paper a file (torch and the standard library, no nn.Module)."""

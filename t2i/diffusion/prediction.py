@@ -1,0 +1,62 @@
+"""What the network's raw output means: eps, x_0 or v; each becomes both x_0 and eps."""
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from t2i.diffusion.schedule import Level, Schedule
+
+KINDS = ("epsilon", "v_prediction", "sample")
+
+
+class Prediction(NamedTuple):
+    """The two readings of one network output."""
+
+    x0: Float[Tensor, "b *d"]
+    eps: Float[Tensor, "b *d"]
+
+
+def check_kind(kind: str, schedule: Schedule) -> None:
+    """Raise ValueError unless `kind` is known and determines x_0 on every level of the schedule."""
+    if kind not in KINDS:
+        raise ValueError(f"prediction_type = {kind!r} is unknown: choose one of {', '.join(KINDS)}")
+    if kind == "epsilon" and schedule.zero_terminal_snr:
+        raise ValueError(_PURE_NOISE)
+
+
+def to_prediction(output: Float[Tensor, "b *d"], x: Float[Tensor, "b *d"], level: Level, kind: str) -> Prediction:
+    """(x_0, eps) from the raw output at x_t; v as in 2202.00512: x_0 = alpha x - sigma v, eps = alpha v + sigma x."""
+    _, alpha, sigma = level
+    if kind == "epsilon":
+        if alpha == 0:
+            raise ValueError(_PURE_NOISE)
+        return Prediction((x - sigma * output) / alpha, output)
+    if kind == "v_prediction":
+        return Prediction(alpha * x - sigma * output, alpha * output + sigma * x)
+    if kind == "sample":
+        return Prediction(output, (x - alpha * output) / sigma)
+    raise ValueError(f"prediction_type = {kind!r} is unknown: choose one of {', '.join(KINDS)}")
+
+
+def target(
+    x0: Float[Tensor, "b *d"],
+    eps: Float[Tensor, "b *d"],
+    alpha: Float[Tensor, "b *_"] | float,
+    sigma: Float[Tensor, "b *_"] | float,
+    kind: str,
+) -> Float[Tensor, "b *d"]:
+    """What the network learns to put out: eps, x_0, or v = alpha eps - sigma x_0 (2202.00512)."""
+    if kind == "epsilon":
+        return eps
+    if kind == "v_prediction":
+        return alpha * eps - sigma * x0
+    if kind == "sample":
+        return x0
+    raise ValueError(f"prediction_type = {kind!r} is unknown: choose one of {', '.join(KINDS)}")
+
+
+_PURE_NOISE = (
+    "prediction_type = 'epsilon' says nothing of x_0 where alpha_bar = 0 (zero terminal SNR): "
+    "choose v_prediction or sample, or rescale_betas_zero_snr: false"
+)

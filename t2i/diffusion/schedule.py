@@ -1,0 +1,142 @@
+"""Noise schedules as tables over the paper's t = 0..T, and the lists of levels that solvers walk."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "cosine")
+SPACINGS = ("leading", "linspace", "trailing")
+
+
+class Level(NamedTuple):
+    """A point of the diffusion: x_t = alpha x_0 + sigma eps; Python floats, so that a loop over levels never syncs."""
+
+    t: float
+    alpha: float
+    sigma: float
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """The process q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I), t = 0..T (2006.11239, eq. 4)."""
+
+    alpha_bar: Float64[Tensor, "levels"]
+
+    def __post_init__(self) -> None:
+        assert self.alpha_bar.ndim == 1 and len(self.alpha_bar) >= 2 and self.alpha_bar.dtype == torch.float64
+        assert self.alpha_bar[0] == 1 and self.alpha_bar[-1] >= 0 and bool((self.alpha_bar.diff() < 0).all())
+
+    @property
+    def T(self) -> int:
+        return len(self.alpha_bar) - 1
+
+    @property
+    def zero_terminal_snr(self) -> bool:
+        """Whether x_T is pure noise: alpha_bar_T = 0 (2305.08891)."""
+        return self.alpha_bar[-1].item() == 0
+
+    def beta(self, t: int | Int[Tensor, "b"]) -> Float64[Tensor, "..."]:
+        """beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}, t = 1..T."""
+        return 1 - self.alpha_bar[t] / self.alpha_bar[t - 1]
+
+    def alpha(self, t: int | Int[Tensor, "b"]) -> Float64[Tensor, "..."]:
+        """sqrt(alpha_bar_t), the share of x_0 in x_t."""
+        return self.alpha_bar[t].sqrt()
+
+    def sigma(self, t: int | Int[Tensor, "b"]) -> Float64[Tensor, "..."]:
+        """sqrt(1 - alpha_bar_t), the share of eps in x_t."""
+        return (1 - self.alpha_bar[t]).sqrt()
+
+    def at(
+        self, t: Int[Tensor, "b"], x: Float[Tensor, "b *d"]
+    ) -> tuple[Float[Tensor, "b *ones"], Float[Tensor, "b *ones"]]:
+        """alpha and sigma of each sample's t, shaped to multiply x, in x's dtype and on x's device."""
+        shape = (-1, *(1,) * (x.ndim - 1))
+        # The cast comes before the move: some devices know no float64. A blocking move would stall the training step.
+        alpha = self.alpha_bar.sqrt().to(x.dtype).to(x.device, non_blocking=True)
+        sigma = (1 - self.alpha_bar).sqrt().to(x.dtype).to(x.device, non_blocking=True)
+        t = t.to(x.device, non_blocking=True)
+        return alpha[t].view(shape), sigma[t].view(shape)
+
+    def level(self, t: float) -> Level:
+        """The level at real t in [0, T]; between integers sigma / alpha is linear in t, as in diffusers."""
+        if not 0 <= t <= self.T:
+            raise ValueError(f"t = {t} is outside the schedule: 0 <= t <= T = {self.T}")
+        low = math.floor(t)
+        alpha_bar = self.alpha_bar[low].item()
+        if t != low:
+            ratios = (1 / self.alpha_bar[low : low + 2] - 1).sqrt().tolist()
+            alpha_bar = 1 / (1 + ((low + 1 - t) * ratios[0] + (t - low) * ratios[1]) ** 2)
+        return Level(float(t), math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
+
+
+def make_schedule(
+    kind: str,
+    T: int = 1000,
+    beta_start: float = 0.00085,
+    beta_end: float = 0.012,
+    rescale_betas_zero_snr: bool = False,
+) -> Schedule:
+    """The named schedule; the betas default to Stable Diffusion's, the cosine (2102.09672, eq. 17) has its own."""
+    if kind not in SCHEDULES:
+        raise ValueError(f"beta_schedule = {kind!r} is unknown: choose one of {', '.join(SCHEDULES)}")
+    least = 2 if rescale_betas_zero_snr else 1
+    if least > T:
+        raise ValueError(f"num_train_timesteps = {T} is too small: it must be at least {least}")
+    if not 0 < beta_start <= beta_end < 1:
+        raise ValueError(f"beta_start = {beta_start}, beta_end = {beta_end}: must be 0 < beta_start <= beta_end < 1")
+    if kind == "linear":
+        beta = torch.linspace(beta_start, beta_end, T, dtype=torch.float64)
+    elif kind == "scaled_linear":
+        beta = torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64) ** 2
+    else:
+        f = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + 0.008) / 1.008 * math.pi / 2) ** 2
+        beta = (1 - f[1:] / f[:-1]).clamp(max=0.999)
+    alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), (1 - beta).cumprod(0)])
+    if not (alpha_bar.diff() < 0).all():
+        raise ValueError(f"beta_start = {beta_start}, beta_end = {beta_end}, T = {T}: alpha_bar leaves float64's range")
+    if rescale_betas_zero_snr:
+        alpha_bar = torch.cat([alpha_bar[:1], zero_terminal_snr(alpha_bar[1:])])
+    return Schedule(alpha_bar)
+
+
+def zero_terminal_snr(alpha_bar: Float64[Tensor, "T"]) -> Float64[Tensor, "T"]:
+    """Shift and scale sqrt(alpha_bar_1..T) so that it ends in 0 and keeps its first value (2305.08891, Algorithm 1)."""
+    alpha = alpha_bar.sqrt()
+    return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
+
+
+def levels(schedule: Schedule, n: int, spacing: str = "trailing", offset: int = 0, end: int = 0) -> list[Level]:
+    """The n + 1 levels of n steps, from noise to t = `end`, spaced as in 2305.08891, table 2 (diffusers' index plus 1).
+
+    `offset` (diffusers' steps_offset) raises the leading list, as far as T leaves room; other spacings ignore it.
+    `end`: 0, or 1 for `set_alpha_to_one: false`. A list that already reaches t = 1 then has n levels, because the
+    last step would go nowhere.
+    """
+    T = schedule.T
+    if not 1 <= n <= T:
+        raise ValueError(f"num_inference_steps = {n} is not in 1..{T}, the schedule's num_train_timesteps = {T}")
+    if spacing not in SPACINGS:
+        raise ValueError(f"timestep_spacing = {spacing!r} is unknown: choose one of {', '.join(SPACINGS)}")
+    if offset < 0 or end not in (0, 1):
+        raise ValueError(f"steps_offset = {offset}, end = {end}: steps_offset must be >= 0 and end 0 or 1")
+    if spacing == "leading":
+        gap = T // n
+        last = 1 + min(offset, T - 1 - (n - 1) * gap)
+        ts = [last + i * gap for i in reversed(range(n))]
+    elif spacing == "linspace":
+        gap = (T - 1) / max(n - 1, 1)
+        ts = [1 + round(i * gap) for i in reversed(range(n))]
+    else:
+        gap = (T - T / n) - T  # not simply -T / n: numpy's rounding, so that ties (n = 48) fall as in diffusers
+        ts = [round(T + i * gap) for i in range(n)]
+    if ts == [end]:
+        raise ValueError(
+            f"num_inference_steps = {n}, timestep_spacing = {spacing!r}: the list starts at t = 1 and ends there; "
+            "ask for more steps, or choose 'trailing'"
+        )
+    return [schedule.level(t) for t in ts if t != end] + [schedule.level(end)]

@@ -1,0 +1,1 @@
+"""Generators: a loss and a way to sample, on latents."""

@@ -1,0 +1,169 @@
+"""`scheduler/scheduler_config.json`: the noise schedule, what the network predicts and where sampling steps."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from t2i.component import ComponentConfig, atomic_folder, read_json, write_json
+from t2i.diffusion.schedule import Schedule, make_schedule
+
+# What each class of the family assumes where a key is absent. Not what Stable Diffusion uses: its files say so.
+_COMMON: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+}
+_CLIPPING: dict[str, Any] = {
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+    "rescale_betas_zero_snr": False,
+}
+CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
+    "DDIMScheduler": _COMMON
+    | _CLIPPING
+    | {
+        "clip_sample": True,
+        "clip_sample_range": 1.0,
+        "set_alpha_to_one": True,
+    },
+    "DDPMScheduler": _COMMON
+    | _CLIPPING
+    | {
+        "clip_sample": True,
+        "clip_sample_range": 1.0,
+        "variance_type": "fixed_small",
+    },
+    "PNDMScheduler": _COMMON
+    | {
+        "skip_prk_steps": False,
+        "set_alpha_to_one": False,
+    },
+    "DPMSolverMultistepScheduler": _COMMON
+    | _CLIPPING
+    | {
+        "timestep_spacing": "linspace",
+        "solver_order": 2,
+        "algorithm_type": "dpmsolver++",
+        "solver_type": "midpoint",
+        "lower_order_final": True,
+        "euler_at_final": False,
+        "use_karras_sigmas": False,
+        "use_exponential_sigmas": False,
+        "use_beta_sigmas": False,
+        "use_lu_lambdas": False,
+        "use_flow_sigmas": False,
+        "flow_shift": 1.0,
+        "final_sigmas_type": "zero",
+        "lambda_min_clipped": float("-inf"),
+        "variance_type": None,
+        "use_dynamic_shifting": False,
+        "time_shift_type": "exponential",
+    },
+}
+# PNDM's own solver is not among ours; DDIM walks the same levels.
+SOLVER_OF = {
+    "DDIMScheduler": "ddim",
+    "DDPMScheduler": "ddpm",
+    "PNDMScheduler": "ddim",
+    "DPMSolverMultistepScheduler": "dpm++2m",
+}
+# What we run of the keys that change the numbers; any other value is refused.
+ONLY: dict[str, tuple[Any, ...]] = {
+    "trained_betas": (None,),
+    "clip_sample": (False,),
+    "thresholding": (False,),
+    "variance_type": (None, "fixed_small"),
+    "solver_order": (2,),
+    "algorithm_type": ("dpmsolver++",),
+    "solver_type": ("midpoint",),
+    "lower_order_final": (True,),
+    "euler_at_final": (False,),
+    "use_karras_sigmas": (False,),
+    "use_exponential_sigmas": (False,),
+    "use_beta_sigmas": (False,),
+    "use_lu_lambdas": (False,),
+    "use_flow_sigmas": (False,),
+    "final_sigmas_type": ("zero",),
+    "lambda_min_clipped": (float("-inf"),),
+    "use_dynamic_shifting": (False,),
+}
+
+
+class SchedulerConfig(ComponentConfig):
+    """The keys of `DDIMScheduler`, which is what a folder of ours says; `solver` is what the folder read asks for."""
+
+    num_train_timesteps: int = Field(default=1000, gt=0)
+    beta_start: float = Field(default=0.0001, gt=0, lt=1)
+    beta_end: float = Field(default=0.02, gt=0, lt=1)
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
+    trained_betas: None = None
+    clip_sample: bool = False
+    set_alpha_to_one: bool = True
+    steps_offset: int = Field(default=0, ge=0)
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    thresholding: bool = False
+    dynamic_thresholding_ratio: float = 0.995
+    clip_sample_range: float = 1.0
+    sample_max_value: float = 1.0
+    timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    rescale_betas_zero_snr: bool = False
+    solver: Literal["ddim", "ddpm", "dpm++2m"] = Field(default="ddim", exclude=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse(cls, data: dict[str, Any]) -> dict[str, Any]:
+        _check_only(data)
+        return data
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "SchedulerConfig":
+        """The config in `folder/scheduler_config.json`, whichever of the four classes wrote it."""
+        path = Path(folder) / "scheduler_config.json"
+        return cls.parse(read_json(path), str(path))
+
+    @classmethod
+    def parse(cls, values: dict[str, Any], where: str) -> "SchedulerConfig":
+        """The config in `values`; an absent key is what the class named in `_class_name` takes, as in the family."""
+        name = values.get("_class_name", "DDIMScheduler")
+        if name not in CLASS_DEFAULTS:
+            raise ValueError(f"{where}: `_class_name` = {name!r} is not read; one of {', '.join(CLASS_DEFAULTS)} is")
+        defaults = CLASS_DEFAULTS[name]
+        # The family ignores a key of another of its classes; a key of none of them is a mistake and stays, to be named.
+        foreign = set().union(*CLASS_DEFAULTS.values()) - set(defaults)
+        given = {k: v for k, v in values.items() if k not in foreign and not k.startswith("_")}
+        try:
+            _check_only(defaults | given)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}; {name} takes the default of an absent key") from None
+        own = {k: v for k, v in defaults.items() if k in cls.model_fields}
+        rest = {k: v for k, v in given.items() if k in cls.model_fields or k not in defaults}
+        return super().parse(own | rest | {"solver": SOLVER_OF[name]}, where)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `folder/scheduler_config.json` with every key of `DDIMScheduler`."""
+        with atomic_folder(folder) as tmp:
+            write_json(tmp / "scheduler_config.json", {"_class_name": "DDIMScheduler"} | self.model_dump(mode="json"))
+
+    def schedule(self) -> Schedule:
+        """The noise schedule of the paper that these keys describe."""
+        return make_schedule(
+            self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end, self.rescale_betas_zero_snr
+        )
+
+    @property
+    def end(self) -> int:
+        """Where sampling ends: at t = 0, or one step short of it, as Stable Diffusion's folders ask."""
+        return 0 if self.set_alpha_to_one else 1
+
+
+def _check_only(values: dict[str, Any]) -> None:
+    for key, allowed in ONLY.items():
+        if key in values and values[key] not in allowed:
+            raise ValueError(f"`{key}` = {values[key]!r} is not supported (only {allowed[0]!r})")

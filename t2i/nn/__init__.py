@@ -1,0 +1,1 @@
+"""Building blocks of the networks, with the parameter names of diffusers."""

@@ -1,0 +1,101 @@
+"""Pictures on disk: PNGs that hold their settings, a grid, and `metadata.jsonl`; nothing is ever overwritten."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+
+from t2i.component import sync_files
+from t2i.data.grid import picture_grid
+from t2i.errors import RunFailed
+
+SCHEMA = 1
+CHUNK = "t2i"  # the key of the PNG's text chunk
+METADATA = "metadata.jsonl"
+MOST_IN_GRID = 64
+_INDEX = re.compile(r"(?:grid-)?(\d{5,})(?:-\d+)?\.png")
+
+
+class Pictures:
+    """A folder of pictures that one request adds to, from the index after the highest there."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.first = self.next = _next_index(self.folder)
+        except OSError as error:
+            raise ValueError(f"{folder}: cannot hold pictures ({error.strerror}); give another folder") from None
+        self.shown: list[Image.Image] = []
+
+    def add(self, picture: Image.Image, settings: dict[str, Any]) -> Path:
+        """Write a picture whole, then its line; `settings` has its prompt and its seed."""
+        settings = {"schema_version": SCHEMA, **settings}
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt(CHUNK, json.dumps(settings, ensure_ascii=False))
+        path = self.folder / f"{self.next:05}-{settings['seed']}.png"
+        line = {"file_name": path.name, "text": settings["prompt"], **settings}
+        with _on_disk(path):
+            _save(picture, path, info)
+            with open(self.folder / METADATA, "a", encoding="utf8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self.next += 1
+        if len(self.shown) < MOST_IN_GRID:
+            self.shown.append(picture)
+        return path
+
+    def grid(self) -> Path | None:
+        """Write the first pictures of this request as one; None for a single picture."""
+        if len(self.shown) < 2:
+            return None
+        path = self.folder / f"grid-{self.first:05}.png"
+        with _on_disk(path):
+            _save(picture_grid(self.shown), path)
+        return path
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings inside a PNG of ours."""
+    with Image.open(path, formats=["PNG"]) as picture:
+        assert isinstance(picture, PngImagePlugin.PngImageFile)
+        text = picture.text.get(CHUNK)
+    if text is None:
+        raise ValueError(f"{path}: holds no settings of t2i")
+    return json.loads(text)
+
+
+def _next_index(folder: Path) -> int:
+    names = [path.name for path in folder.iterdir()]
+    metadata = folder / METADATA
+    if metadata.is_file():
+        text = metadata.read_text(encoding="utf8", errors="replace")
+        names += re.findall(r'"file_name": "([^"]*)"', text)
+        if text and not text.endswith("\n"):  # a line that a crash cut off
+            with open(metadata, "a", encoding="utf8") as file:
+                file.write("\n")
+    return max((int(found[1]) + 1 for name in names if (found := _INDEX.fullmatch(name))), default=0)
+
+
+@contextmanager
+def _on_disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed(f"{path}: not written ({error.strerror})") from None
+
+
+def _save(picture: Image.Image, path: Path, info: PngImagePlugin.PngInfo | None = None) -> None:
+    if path.exists():
+        raise RunFailed(f"{path} was written by someone else meanwhile: it is kept, and this one is not written")
+    tmp = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        picture.save(tmp, "PNG", pnginfo=info)
+        sync_files([tmp])
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)

@@ -1,0 +1,56 @@
+"""Progress of long work: a bar on a terminal, plain lines otherwise; silent where `quiet`."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """What long work reports to."""
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """`done` of the total is done."""
+        ...
+
+
+@contextmanager
+def progress(label: str, total: int, *, start: int = 0, quiet: bool = False, seconds: float = 15) -> Iterator[Progress]:
+    """Yield a function to call with the number done; off a terminal a line is printed every `seconds` at the most."""
+    if quiet:
+        yield lambda done, note="": None
+    elif sys.stderr.isatty():
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (
+            TextColumn(label),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Bar(*columns, transient=False) as bar:
+            task = bar.add_task(label, total=total, completed=start, note="")
+            yield lambda done, note="": bar.update(task, completed=done, note=note)
+    else:
+        yield _Lines(label, total, start, seconds)
+
+
+class _Lines:
+    def __init__(self, label: str, total: int, start: int, seconds: float) -> None:
+        self.label, self.total, self.start, self.seconds = label, total, start, seconds
+        self.began = self.last = time.monotonic()
+
+    def __call__(self, done: int, note: str = "") -> None:
+        now = time.monotonic()
+        if now - self.last < self.seconds and done < self.total:
+            return
+        self.last = now
+        left = (now - self.began) / max(done - self.start, 1) * (self.total - done)
+        print(
+            f"{self.label} {done}/{self.total}  {note}  {left:.0f} s left".replace("    ", "  "),
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,1 @@
+"""Text encoders: prompts to token states and a mask of real tokens."""

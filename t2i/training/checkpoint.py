@@ -1,0 +1,103 @@
+"""Checkpoints of a run: atomic, without pickle, verified by a manifest; the newest valid one is resumed from."""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from t2i.component import atomic_folder, check_keys, read_json, read_safetensors, save_weights, write_json
+from t2i.training.ema import EMA
+
+
+class Parts(NamedTuple):
+    """What a checkpoint holds of every player."""
+
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, Any]
+    emas: dict[str, EMA]
+
+
+def save(folder: Path, state: dict[str, Any], parts: Parts, keep: int) -> None:
+    """Write `folder/step_NNNNNNN`, then drop all but the newest `keep`."""
+    with atomic_folder(folder / f"step_{state['step']:07}") as tmp:
+        for name, network in parts.networks.items():
+            save_weights(network.state_dict(), tmp / f"{name}.safetensors")
+            tensors, groups = pack_optimizer(parts.optimizers[name])
+            save_weights(tensors, tmp / f"{name}.optimizer.safetensors")
+            state = state | {f"{name}.optimizer": groups}
+            if name in parts.emas:
+                save_weights(parts.emas[name].shadow, tmp / f"{name}.ema.safetensors")
+                state = state | {f"{name}.ema_updates": parts.emas[name].updates}
+        write_json(tmp / "state.json", state)
+        write_json(tmp / "manifest.json", {p.name: sha256(p) for p in sorted(tmp.iterdir())})
+    for old in sorted(folder.glob("step_*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def load(folder: Path, parts: Parts) -> dict[str, Any]:
+    """Put a checkpoint back, whole or not at all; returns its state."""
+    state = read_json(folder / "state.json")
+    for name, network in parts.networks.items():
+        weights = read_safetensors(folder / f"{name}.safetensors")
+        check_keys(network.state_dict(), weights, folder / name)
+        network.load_state_dict(weights)
+        slots = read_safetensors(folder / f"{name}.optimizer.safetensors")
+        unpack_optimizer(parts.optimizers[name], slots, state[f"{name}.optimizer"])
+        if name in parts.emas:
+            shadow = read_safetensors(folder / f"{name}.ema.safetensors")
+            check_keys(parts.emas[name].shadow, shadow, folder / name)
+            for key, tensor in parts.emas[name].shadow.items():
+                tensor.copy_(shadow[key])
+            parts.emas[name].updates = state[f"{name}.ema_updates"]
+    return state
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint whose files are all those of its manifest; damaged ones are named and passed over."""
+    for path in sorted(folder.glob("step_*"), reverse=True):
+        fault = damage(path)
+        if fault is None:
+            return path
+        print(f"{path}: passed over, {fault}", flush=True)
+    return None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        manifest = read_json(path / "manifest.json")
+    except ValueError as error:
+        return str(error)
+    for name, digest in manifest.items():
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if sha256(path / name) != digest:
+            return f"{name} is damaged (its sha256 differs)"
+    return None
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """An optimiser's state as named tensors and JSON-ready parameter groups."""
+    state = optimizer.state_dict()
+    tensors = {f"{i}.{k}": v for i, slots in state["state"].items() for k, v in slots.items()}
+    return tensors, state["param_groups"]
+
+
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]
+) -> None:
+    """The inverse of `pack_optimizer`."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        slots.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": slots, "param_groups": groups})

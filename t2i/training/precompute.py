@@ -1,0 +1,89 @@
+"""What a U-Net trains on: the cache of latent moments and text states of its pictures and captions."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t2i.autoencoder.kl import AutoencoderKL
+from t2i.conditioning import Conditioning
+from t2i.data.cache import Cache, build_cache, cache_parts, open_cache
+from t2i.data.dataset import Pictures
+from t2i.data.source import DataConfig
+from t2i.progress import progress
+from t2i.text.encoder import TextEncoder
+from t2i.training.pictures import open_pictures
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The two components that a U-Net is trained against."""
+
+    text: TextEncoder
+    vae: AutoencoderKL
+    text_layer: int | None
+
+
+def open_or_build(folder: str, frozen: Frozen, data: DataConfig, size: int, label: str, quiet: bool = False) -> Cache:
+    """The cache of these pictures, built where it is missing; every truncated caption is counted and said."""
+    pictures = open_pictures(data, size, label, quiet)
+    usable = pictures.usable
+    parts = cache_parts(
+        data=f"{pictures.source.fingerprint()}, {len(usable)} readable",
+        size=pictures.size,
+        background=data.background,
+        vae=frozen.vae.fingerprint(),
+        text_encoder=frozen.text.fingerprint(),
+        layer=frozen.text_layer,
+        dtype="float32",
+    )
+    truncated: list[str] = []
+    device = next(frozen.vae.parameters()).device
+
+    def encode_pictures(rows: list[int]) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            mean, logvar = frozen.vae.encode(pictures.batch(usable[rows]).to(device))
+        return mean, logvar
+
+    def encode_text(captions: list[str]) -> Conditioning:
+        encoded = frozen.text(captions)
+        truncated.extend(text for text in encoded.truncated if text)
+        return encoded.conditioning
+
+    texts = captions_of(pictures)
+    with progress(f"caching {label}", 2 * len(usable), quiet=quiet) as report:
+        build_cache(
+            folder,
+            parts,
+            len(usable),
+            encode_pictures,
+            texts,
+            encode_text,
+            BATCH,
+            lambda section, done, total: report(done + (len(usable) if section == "texts" else 0), section),
+        )
+    if truncated and not quiet:
+        print(
+            f"{label}: {len(truncated)} captions are longer than the text encoder's {frozen.text.max_tokens} tokens; "
+            f"cut off, for example: {truncated[0]!r}",
+            flush=True,
+        )
+    return open_cache(folder, parts)
+
+
+def captions_of(pictures: Pictures) -> list[str]:
+    """The captions of the readable pictures, in order."""
+    texts = pictures.texts()
+    return [texts[i] for i in pictures.usable.tolist()]
+
+
+def standardised_projector(states: Tensor, weight: Tensor) -> dict[str, Any]:
+    """`weight` (out, in) and a bias with which a Linear standardises `states` (n, in): mean 0, variance about 1."""
+    mean, std = states.double().mean(0), states.double().std(0)
+    directions = weight.double()
+    directions = directions / directions.square().sum(1, keepdim=True).sqrt()
+    scaled = directions / std.clamp(min=1e-6)
+    return {"weight": scaled.float(), "bias": -(scaled @ mean).float()}

@@ -1,0 +1,69 @@
+"""Beginning a run, or going on with one: the same command does both."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from t2i.component import write_json
+from t2i.training import checkpoint
+from t2i.training.checkpoint import Parts
+from t2i.training.log import environment
+
+# What may change between two commands that go on with the same run.
+FREE = {"steps", "log_every", "validate_every", "sample_every", "save_every", "keep", "micro_batch"}
+
+
+def resume(run: Path, parts: Parts, recipe: dict[str, Any], accelerator: Accelerator) -> int:
+    """The step to start from: 0 in a new folder, else that of the newest valid checkpoint, which is put back."""
+    newest = checkpoint.latest(run / "checkpoints")
+    if newest is None:
+        if accelerator.is_main_process:
+            write_json(run / "recipe.json", recipe)
+            write_json(run / "environment.json", environment(accelerator))
+        return 0
+    state = checkpoint.load(newest, parts)
+    changed = list(differences(state["recipe"], recipe))
+    if changed:
+        raise ValueError(
+            f"{run} was begun with another recipe: {'; '.join(changed)}. Give that recipe again, or begin a new run "
+            f"with out=FOLDER"
+        )
+    if accelerator.scaler is not None and state["scaler"]:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    here = (accelerator.num_processes, torch.get_num_threads())
+    if accelerator.is_main_process and here != (state["ranks"], state["threads"]):
+        print(
+            f"{run}: saved by {state['ranks']} processes x {state['threads']} threads, now {here[0]} x {here[1]}: "
+            f"the same samples in the same order, but not bit for bit the same sums",
+            flush=True,
+        )
+    return state["step"]
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The keys of a recipe that may not change during a run and did."""
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if (prefix == "train." and key in FREE) or (prefix == "" and key == "sample"):
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"`{prefix}{key}` was {a!r}, is {b!r}"
+
+
+@contextmanager
+def alone_in(run: Path) -> Iterator[None]:
+    """Hold the run's folder: two trainings in one folder would overwrite each other."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{run}: another process trains in this folder; wait for it, or set out=FOLDER") from None
+        yield

@@ -1,0 +1,175 @@
+"""Training the text encoder: a small CLIP pair on captioned pictures, with hard negatives from the captions."""
+
+import copy
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from t2i import randomness
+from t2i.config import Section
+from t2i.text.clip import CLIPTextEncoder
+from t2i.text.neighbours import Neighbours
+from t2i.text.tokenizer import learn_tokenizer, tokenize
+from t2i.text.towers import ContrastivePair, ImageTower, ImageTowerConfig, TextTowerConfig, text_tower
+from t2i.training.contrast import ContrastiveLoss, name, recall
+from t2i.training.pictures import open_pictures
+from t2i.training.recipes import Recipe
+
+BATCH = 128  # pairs a forward pass when measuring
+
+
+class TokenizerConfig(Section):
+    """The BPE vocabulary, learnt from the training captions."""
+
+    vocab_size: int = Field(default=4096, gt=0)
+    max_tokens: int = Field(default=32, gt=2, description="positions, the start and the end token among them")
+
+
+class ContrastConfig(Section):
+    """What makes the pairs of a batch hard to tell apart, and the pictures vary."""
+
+    together: int = Field(default=8, gt=0, description="captions one word apart that enter a batch together; 1: none")
+    negatives: int = Field(default=1, ge=0, description="made-up wrong captions a picture")
+    shift: int = Field(default=4, ge=0, description="pictures are moved by up to so many pixels")
+
+
+class TextEncoderRecipe(Recipe):
+    """`t2i train text-encoder`."""
+
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    text: TextTowerConfig = TextTowerConfig()
+    image: ImageTowerConfig = ImageTowerConfig()
+    contrast: ContrastConfig = ContrastConfig()
+
+
+class TextEncoderTask:
+    """Contrastive pairs (Radford et al. 2021), with hard negatives by word order (Yuksekgonul et al. 2023)."""
+
+    couples_batch = True
+
+    def __init__(self, recipe: TextEncoderRecipe, quiet: bool = False) -> None:
+        self.recipe = recipe
+        self.pictures = open_pictures(recipe.data, recipe.size, "training pictures", quiet)
+        self.held_out = open_pictures(recipe.validation, recipe.size, "validation pictures", quiet)
+        self.captions = self.pictures.texts()
+        self.neighbours = Neighbours(self.captions)
+        torch.manual_seed(randomness.generator(recipe.seed, "init").initial_seed())
+        self.tokenizer, self.pair = self._pair(recipe)
+        self.players: dict[str, nn.Module] = {"pair": self.pair}
+        self.contrast = ContrastiveLoss()
+        self._epoch = lru_cache(maxsize=2)(self._order_of_epoch)
+
+    def _pair(self, recipe: TextEncoderRecipe) -> tuple[Any, ContrastivePair]:
+        if recipe.train.init:
+            begun = CLIPTextEncoder.load(Path(recipe.train.init))
+            image = ImageTower.load(Path(recipe.train.init) / "image_encoder")
+            text = text_tower(recipe.text, begun.tokenizer, image.config.projection_dim)
+            text.load_state_dict(begun.named_tensors())
+            return begun.tokenizer, ContrastivePair(image, text)
+        tokenizer = learn_tokenizer(self.captions, recipe.tokenizer.vocab_size, recipe.tokenizer.max_tokens)
+        text = text_tower(recipe.text, tokenizer, recipe.image.projection_dim)
+        return tokenizer, ContrastivePair(ImageTower(recipe.image), text)
+
+    def __len__(self) -> int:
+        return len(self.pictures.usable)
+
+    def order(self, step: int, global_batch: int, seed: int) -> Int[Tensor, " b"]:
+        """The rows of a step, cut from an endless stream of epochs that keep neighbours together."""
+        places = torch.arange(step * global_batch, (step + 1) * global_batch)
+        epochs = places // len(self)
+        return torch.cat([self._epoch(seed, int(e))[places[epochs == e] % len(self)] for e in epochs.unique()])
+
+    def _order_of_epoch(self, seed: int, epoch: int) -> Int[Tensor, " n"]:
+        return self.neighbours.order(self.pictures.usable.tolist(), self.recipe.contrast.together, seed, epoch)
+
+    def batch(self, indices: Int[Tensor, " b"], step: int) -> dict[str, Tensor]:
+        """Pictures moved a little; the ids and names of their captions, then of the negatives."""
+        config, seed, rows = self.recipe.contrast, self.recipe.seed, indices.tolist()
+        texts = [self.captions[row] for row in rows]
+        for k in range(config.negatives):
+            draws = [randomness.uniform((2,), seed, "negative", k, step, row).tolist() for row in rows]
+            texts += [self.neighbours.negative(row, u, v) for row, (u, v) in zip(rows, draws, strict=True)]
+        places = [randomness.uniform((2,), seed, "shift", step, row) for row in rows]
+        return {
+            "pixels": shifted(self.pictures.batch(indices), torch.stack(places), config.shift),
+            "ids": self.ids(texts),
+            "names": torch.tensor([name(" ".join(text.split())) for text in texts]),
+        }
+
+    def ids(self, texts: list[str]) -> Int[Tensor, "m n"]:
+        """Token ids, as long as the longest text: a causal tower's end state does not depend on what follows it."""
+        tokens = tokenize(self.tokenizer, texts, self.tokenizer.model_max_length)
+        return tokens.ids[:, : int(tokens.mask.sum(1).max())]
+
+    def loss(
+        self, player: str, networks: dict[str, nn.Module], batch: dict[str, Any]
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """The contrastive loss over the batches of all ranks."""
+        images, texts, scale = networks["pair"](batch["pixels"], batch["ids"])
+        return self.contrast.loss(images, texts, scale, batch["names"]), {"logit_scale": scale}
+
+    def validate(self, networks: dict[str, nn.Module]) -> dict[str, float]:
+        """Contrastive loss over fixed batches, R@k both ways, and whether exchanged words are told apart."""
+        rows = self.held_out.usable
+        captions = self.held_out.texts()
+        texts = [" ".join(captions[i].split()) for i in rows.tolist()]
+        images, text, scale = self._embed(networks["pair"], rows, texts)
+        names = torch.tensor([name(t) for t in texts])
+        alone = ContrastiveLoss(alone=True)
+        losses = [
+            alone.loss(images[i], text[i], scale, names[i]) * len(i) for i in torch.arange(len(rows)).split(BATCH)
+        ]
+        figures = {"loss": (torch.stack(losses).sum() / len(rows)).item()} | recall(images @ text.T, texts)
+        swaps = [(k, swap) for k, t in enumerate(texts) for swap in self.neighbours.exchanged(t)]
+        if swaps:
+            owners = torch.tensor([k for k, _ in swaps])
+            wrong = self._embed_texts(networks["pair"], [swap for _, swap in swaps])
+            right = (images * text).sum(-1)[owners] > (images[owners] * wrong).sum(-1)
+            figures |= {"swap_accuracy": right.float().mean().item()}
+        return figures | {"swap_pairs": len(swaps)}
+
+    def _embed(
+        self, pair: Any, rows: Int[Tensor, " n"], texts: list[str]
+    ) -> tuple[Float[Tensor, "n p"], Float[Tensor, "n p"], Float[Tensor, ""]]:
+        device = pair.logit_scale.device
+        images = [F.normalize(pair.image(self.held_out.batch(i).to(device)), dim=-1) for i in rows.split(BATCH)]
+        return torch.cat(images).cpu(), self._embed_texts(pair, texts), pair.scale().cpu()
+
+    def _embed_texts(self, pair: Any, texts: list[str]) -> Float[Tensor, "n p"]:
+        device = pair.logit_scale.device
+        parts = [texts[i : i + BATCH] for i in range(0, len(texts), BATCH)]
+        return torch.cat([F.normalize(pair.text(self.ids(p).to(device)).text_embeds, dim=-1) for p in parts]).cpu()
+
+    def samples(self, networks: dict[str, nn.Module]) -> None:
+        """No pictures: this component draws none."""
+
+    def export(self, networks: dict[str, nn.Module], folder: Path) -> None:
+        """Write `text_encoder/`, `tokenizer/` and, for evaluation, `image_encoder/` (fp16)."""
+        pair: Any = networks["pair"]
+        text = copy.deepcopy(pair.text).cpu()  # the encoder freezes what it is given
+        CLIPTextEncoder(text.text_model, text.text_projection, self.tokenizer).save(folder)
+        pair.image.save(folder / "image_encoder", torch.float16)
+
+    def finish(self, networks: dict[str, nn.Module]) -> dict[str, Any]:
+        """The report: validation figures and sizes."""
+        pair: Any = networks["pair"]
+        return self.validate(networks) | {
+            "pairs": len(self.held_out.usable),
+            "vocabulary": len(self.tokenizer),
+            "text_parameters": sum(p.numel() for p in pair.text.parameters()),
+            "image_parameters": sum(p.numel() for p in pair.image.parameters()),
+        }
+
+
+def shifted(pixels: Float[Tensor, "b 3 h w"], places: Float[Tensor, "b 2"], most: int) -> Float[Tensor, "b 3 h w"]:
+    """Each picture moved by up to `most` pixels, chosen by `places` in [0, 1); its edge is continued."""
+    h, w = pixels.shape[-2:]
+    padded = F.pad(pixels, (most, most, most, most), mode="replicate")
+    corners = (places * (2 * most + 1)).long().tolist()
+    return torch.stack([x[:, top : top + h, left : left + w] for x, (top, left) in zip(padded, corners, strict=True)])

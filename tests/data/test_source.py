@@ -1,0 +1,300 @@
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+
+from t2i.data.record import fingerprint
+from t2i.data.source import DataConfig, open_source
+
+
+def parquet(path, **more):
+    return open_source(DataConfig(source="parquet", path=str(path), **more))
+
+
+def folder(path, **more):
+    return open_source(DataConfig(source="folder", path=str(path), **more))
+
+
+def fill(path, png, names):
+    for k, name in enumerate(names):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(png((k, 0, 0)))
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+# --- the recipe's keys
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"source": "folder"}, "data.path is needed"),
+        ({"source": "parquet", "path": []}, "data.path is needed"),
+        ({"source": "webdataset", "path": "x"}, "'folder', 'parquet' or 'scenes'"),
+        ({"source": "scenes", "path": "x"}, "data.path means nothing for data.source=scenes"),
+        ({"source": "folder", "path": "x", "count": 3}, "data.count means nothing for data.source=folder"),
+        ({"source": "folder", "path": "x", "image_column": "jpg"}, "only parquet"),
+        ({"background": "whit"}, "unknown color specifier: 'whit'"),
+        ({"max_bad_share": 1.5}, "less than or equal to 1"),
+        ({"caption": "x"}, "Extra inputs"),
+    ],
+)
+def test_keys_that_do_not_fit_are_refused(keys, said):
+    with pytest.raises(ValidationError, match=said):
+        DataConfig(**keys)
+
+
+def test_a_resolved_config_reads_back():
+    for config in (DataConfig(), DataConfig(source="parquet", path=["a", "b"])):
+        assert DataConfig(**config.model_dump()) == config
+
+
+# --- parquet
+
+
+def test_parquet_round_trip_by_random_access(write_parquet, png):
+    images = [png((k, 2 * k, 0)) for k in range(10)]
+    path = write_parquet(images, [f"picture {k}" for k in range(10)])
+    source = parquet(path)
+    assert len(source) == 10 and source.texts()[7] == "picture 7"
+    for i in (9, 0, 5, 2, 3):
+        record = source[i]
+        assert record.text == f"picture {i}" and record.read() == images[i]
+    assert str(source.report) == "10 of 10 rows used"
+
+
+def test_parquet_reads_again_what_memory_had_no_room_for(write_parquet, png, monkeypatch):
+    images = [png((k, 0, 0)) for k in range(10)]
+    source = parquet(write_parquet(images, list("abcdefghij")))
+    monkeypatch.setattr("t2i.data.parquet.HELD_BYTES", 1)
+    assert [source[i].read() for i in (0, 9, 4, 0, 9)] == [images[i] for i in (0, 9, 4, 0, 9)]
+    assert len(source._held) == 1 and source._held_bytes == sum(c.nbytes for c in source._held.values())
+
+
+def test_several_parquet_files_and_a_folder_of_them(write_parquet, png, tmp_path):
+    a = write_parquet([png("red"), png("lime")], ["a", "b"], "1.parquet", group=1)
+    b = write_parquet([png("blue")], ["c"], "2.parquet")
+    one = open_source(DataConfig(source="parquet", path=[str(a), str(b)]))
+    whole = parquet(tmp_path)
+    assert one.texts() == whole.texts() == ["a", "b", "c"]
+    assert whole[2].read() == png("blue") and whole[1].read() == png("lime")
+    assert len({whole[i].key for i in range(3)}) == 3
+    assert open_source(DataConfig(source="parquet", path=[str(b), str(a)])).texts() == ["c", "a", "b"]
+
+
+def test_parquet_bytes_column_under_other_names(tmp_path, png):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"jpg": [png("red")], "caption": ["hello"]}), path)
+    source = parquet(path, image_column="jpg", caption_column="caption")
+    assert source[0].text == "hello" and source[0].read() == png("red")
+    with pytest.raises(ValueError, match=r"data.image_column = 'image' is no column .* jpg, caption"):
+        parquet(path, caption_column="caption")
+    with pytest.raises(ValueError, match=r"data.image_column = 'caption' .* is string"):
+        parquet(path, image_column="caption", caption_column="caption")
+
+
+def test_parquet_captions_must_be_strings(tmp_path, png):
+    path = tmp_path / "x.parquet"
+    for texts, said in (([["a", "b"]], r"\['a', 'b'\]"), ([3], "3"), ([None], "None")):
+        pq.write_table(pa.table({"image": [png("red")], "text": texts}), path)
+        with pytest.raises(ValueError, match=f"x.parquet, row 0: .* holds {said}, not a string"):
+            parquet(path)
+
+
+def test_empty_captions_stop_unless_allowed(write_parquet, png):
+    path = write_parquet([png("red")] * 4, ["a", "", " ", "b"])
+    with pytest.raises(ValueError, match=r"2 of 4 captions.*row 1, row 2.*data.allow_empty_captions=true"):
+        parquet(path)
+    source = parquet(path, allow_empty_captions=True)
+    assert len(source) == 4 and "2 with an empty caption" in str(source.report)
+
+
+def test_a_row_without_bytes_is_named_when_read(write_parquet, png):
+    source = parquet(write_parquet([png("red"), {"bytes": None, "path": "/etc/passwd"}], ["a", "b"]))
+    assert source[0].read() == png("red")
+    with pytest.raises(ValueError, match="row 1: no picture bytes"):
+        source[1].read()
+
+
+def test_parquet_that_is_not_there_or_empty_or_no_parquet(tmp_path, write_parquet):
+    with pytest.raises(ValueError, match=r"data.path = 'nowhere.parquet' does not exist \(looked at /.*data.path=PATH"):
+        parquet("nowhere.parquet")
+    with pytest.raises(ValueError, match=r"no \*.parquet"):
+        parquet(tmp_path)
+    (tmp_path / "x.parquet").write_bytes(b"hello")
+    with pytest.raises(ValueError, match=r"x.parquet is no parquet file"):
+        parquet(tmp_path / "x.parquet")
+    path = tmp_path / "y.parquet"
+    pq.write_table(pa.table({"image": pa.array([], pa.binary()), "text": pa.array([], pa.string())}), path)
+    with pytest.raises(ValueError, match="no rows"):
+        parquet(path)
+
+
+def test_relative_paths_start_here_then_at_the_recipe(write_parquet, png, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    write_parquet([png("red")] * 2, ["a", "b"])
+    (tmp_path / "out.txt").write_text("b\n")
+    config = DataConfig(source="parquet", path="data.parquet", exclude="out.txt")
+    with pytest.raises(ValueError, match="elsewhere"):
+        open_source(config)
+    assert open_source(config, tmp_path).texts() == ["a"]
+    (tmp_path / "elsewhere" / "out.txt").write_text("a\n")
+    assert open_source(config, tmp_path).texts() == ["b"]
+
+
+# --- the exclude list
+
+
+def test_excluded_captions_are_left_out_and_said(write_parquet, png, tmp_path):
+    images = [png((k, 0, 0)) for k in range(5)]
+    path = write_parquet(images, ["a", "b c", "a", "d", "e"])
+    (tmp_path / "out.txt").write_text("# held out\n\na\n  d \n")
+    source = parquet(path, exclude=str(tmp_path / "out.txt"))
+    assert source.texts() == ["b c", "e"] and source[1].read() == images[4] and source[1].key == "row 4"
+    assert str(source.report) == "2 of 5 rows used, 3 left out by the exclude list"
+    assert source.fingerprint() != parquet(path).fingerprint()
+
+
+def test_an_excluded_caption_that_is_nowhere_is_an_error(write_parquet, png, tmp_path):
+    path = write_parquet([png("red")] * 2, ["a", "b"])
+    (tmp_path / "out.txt").write_text("a\nB\n")
+    with pytest.raises(ValueError, match="1 lines match no caption of the data, first 'B'"):
+        parquet(path, exclude=str(tmp_path / "out.txt"))
+    (tmp_path / "out.txt").write_text("a\nb\n")
+    with pytest.raises(ValueError, match="leaves no row"):
+        parquet(path, exclude=str(tmp_path / "out.txt"))
+
+
+# --- folders
+
+
+def test_sidecars_in_natural_order(tmp_path, png):
+    fill(tmp_path, png, ["10.png", "2.png", "sub/1.PNG", ".hidden.png"])
+    (tmp_path / "10.txt").write_text("ten\n")
+    (tmp_path / "2.caption").write_text("﻿two")
+    (tmp_path / "sub/1.txt").write_text("one")
+    source = folder(tmp_path)
+    assert [source[i].key for i in range(len(source))] == ["2.png", "10.png", "sub/1.PNG"]
+    assert source.texts() == ["two", "ten", "one"] and source[1].read() == png((0, 0, 0))
+
+
+def test_pictures_without_captions_stop_with_the_way_out(tmp_path, png):
+    fill(tmp_path, png, ["a.png", "b.jpg"])
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(ValueError, match=r"1 of 2 captions are missing.*b.jpg.*allow_empty_captions"):
+        folder(tmp_path)
+    assert folder(tmp_path, allow_empty_captions=True).texts() == ["a", ""]
+    (tmp_path / "a.caption").write_text("A")
+    with pytest.raises(ValueError, match=r"a.png has two captions, a.txt and a.caption"):
+        folder(tmp_path)
+
+
+def test_metadata_jsonl_counts_what_it_loses(tmp_path, png):
+    fill(tmp_path, png, ["1.png", "3.png", "x/2.png", "4.png"])
+    rows = [{"file_name": f, "text": f, "more": 1} for f in ("x/2.png", "./3.png", "1.png", "9.png", "8.png")]
+    write_lines(tmp_path / "metadata.jsonl", rows)
+    source = folder(tmp_path)
+    assert [source[i].key for i in range(3)] == ["1.png", "3.png", "x/2.png"]
+    assert source.texts() == ["1.png", "./3.png", "x/2.png"]
+    said = "3 of 5 rows used, 2 listed but missing on disk, 1 pictures on disk that the metadata does not list"
+    assert str(source.report) == said
+
+
+def test_metadata_csv_with_another_caption_column(tmp_path, png):
+    fill(tmp_path, png, ["a.png", "b.png"])
+    (tmp_path / "metadata.csv").write_text('file_name,caption\nb.png,"a cat, sitting"\na.png,dog\n')
+    assert folder(tmp_path, caption_column="caption").texts() == ["dog", "a cat, sitting"]
+    with pytest.raises(ValueError, match=r"metadata.csv, line 2: no 'text'; its keys: file_name, caption"):
+        folder(tmp_path)
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,a cat, sitting\n")
+    with pytest.raises(ValueError, match="line 2: more fields"):
+        folder(tmp_path)
+    write_lines(tmp_path / "metadata.jsonl", [])
+    with pytest.raises(ValueError, match=r"both metadata.jsonl and metadata.csv"):
+        folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"file_name": "../secret.png", "text": "x"}', "leads out of"),
+        ('{"file_name": "/etc/passwd", "text": "x"}', "leads out of"),
+        ('{"file_name": "sub/../../secret.png", "text": "x"}', "leads out of"),
+        ('{"file_name": "link.png", "text": "x"}', "leads out of"),
+        ('{"file_name": "a.png", "text": 3}', "'text' is 3, not a string"),
+        ('{"file_name": "a.png", "text": null}', "'text' is None, not a string"),
+        ('{"file_name": ["a.png"], "text": "x"}', "'file_name' is"),
+        ('{"text": "x"}', "no 'file_name'"),
+        ("[1]", "wanted an object"),
+        ("{", "is no JSON"),
+        ('{"file_name": "gone.png", "text": "x"}', "none of its 1 files exists"),
+    ],
+)
+def test_bad_metadata_lines_are_refused_and_named(tmp_path, png, line, said):
+    data = tmp_path / "data"
+    fill(data, png, ["a.png"])
+    (tmp_path / "secret.png").write_bytes(png("red"))
+    if "link" in line:
+        (data / "link.png").symlink_to(tmp_path / "secret.png")
+    (data / "metadata.jsonl").write_text(("\n" if "gone" not in line else "") + line + "\n")
+    with pytest.raises(ValueError, match=said) as info:
+        folder(data)
+    assert "line 2" in str(info.value) or "gone" in line or "link" in line
+
+
+def test_folder_missing_empty_or_a_file(tmp_path, png):
+    with pytest.raises(ValueError, match="does not exist"):
+        folder(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"holds no pictures \(.jpg"):
+        folder(tmp_path)
+    (tmp_path / "x.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"data.source=parquet"):
+        folder(tmp_path / "x.parquet")
+
+
+def test_several_folders_keep_their_captions_apart(tmp_path, png):
+    for name, colour in (("a", "red"), ("b", "blue")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(png(colour))
+        (tmp_path / name / "1.txt").write_text(colour)
+    source = open_source(DataConfig(source="folder", path=[str(tmp_path / "b"), str(tmp_path / "a")]))
+    assert source.texts() == ["blue", "red"] and source[1].read() == png("red")
+    assert source[0].key != source[1].key
+
+
+# --- fingerprints
+
+
+def test_fingerprints_follow_content_not_place(tmp_path, png):
+    for name in ("a", "b"):
+        fill(tmp_path / name, png, ["1.png", "2.png"])
+        write_lines(tmp_path / name / "metadata.jsonl", [{"file_name": f"{k}.png", "text": f"t{k}"} for k in (1, 2)])
+    first = folder(tmp_path / "a").fingerprint()
+    assert folder(tmp_path / "b").fingerprint() == first == folder(tmp_path / "a").fingerprint()
+    (tmp_path / "b" / "2.png").write_bytes(png("blue"))
+    pixels = folder(tmp_path / "b").fingerprint()
+    (tmp_path / "b" / "2.png").write_bytes((tmp_path / "a" / "2.png").read_bytes())
+    write_lines(tmp_path / "b" / "metadata.jsonl", [{"file_name": f"{k}.png", "text": "t1"} for k in (1, 2)])
+    assert len({first, pixels, folder(tmp_path / "b").fingerprint()}) == 3
+
+
+def test_parquet_fingerprint_sees_pictures_and_captions(write_parquet, png):
+    prints = {
+        parquet(write_parquet([png(c)] * 2, texts, name)).fingerprint()
+        for name, c, texts in [("1.parquet", "red", ["a", "b"]), ("2.parquet", "red", ["a", "b"])]
+    }
+    assert len(prints) == 1
+    prints.add(parquet(write_parquet([png("blue"), png("red")], ["a", "b"])).fingerprint())
+    prints.add(parquet(write_parquet([png("red")] * 2, ["ab", "c"])).fingerprint())
+    assert len(prints) == 3
+
+
+def test_no_two_lists_share_a_fingerprint_by_joining():
+    lists = [(["ab", "c"],), (["a", "bc"],), (["abc"],), (["ab"], ["c"]), (["ab", "c"], []), (["ab", "", "c"],)]
+    assert len({fingerprint(*parts) for parts in lists}) == len(lists)
