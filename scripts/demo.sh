@@ -9,7 +9,7 @@ environment
 [ $# -gt 0 ] || set -- "red anvil icon on a yellow background" "white dragon icon on a blue background" \
   "frog, noto emoji" "strawberry, firefox emoji"
 out=outputs/demo
-"$bin/t2i" generate "$@" --count 4 --seed 0 --output "$out"
+"$bin/t2i" generate "$@" --count 4 --seed 0 --out "$out"
 echo
 echo "The pictures are in $PWD/$out; the newest grid is $(ls -t "$out"/grid-*.png | head -1)."
 echo "Now your own:  .venv/bin/t2i generate \"blue umbrella icon on a white background\""

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -54,8 +53,8 @@ def names(folder):
 
 def test_pictures_with_their_settings(t2i, model, tmp_path):
     code, out, err = t2i(
-        "generate", "a red circle", LONG, "-m", model, "-n", "blurry", "--num-inference-steps", 3, "--guidance-scale", 2,
-        "--eta", 0.5, "--seed", 40, "-c", 2, "--size", "20x16", "--batch-size", 3,
+        "generate", "a red circle", LONG, "-m", model, "-n", "blurry", "--num-inference-steps", 3,
+        "--guidance-scale", 2, "--eta", 0.5, "--seed", 40, "-c", 2, "--size", "20x16", "--batch-size", 3,
     )  # fmt: skip
     assert code == 0, err
     outputs = tmp_path / "outputs"
@@ -171,11 +170,11 @@ def test_ctrl_c_keeps_every_finished_picture(model, tmp_path):
     outputs = tmp_path / "outputs"
     command = [sys.executable, "-m", "t2i", "generate", "x", "-m", str(model), "-c", "9999", "--steps", "20"]
     process = subprocess.Popen([*command, "--batch-size", "2", "-o", str(outputs)], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not list(outputs.glob("00003-*.png")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     assert process.returncode == 130
     written = [name for name in names(outputs) if name.endswith(".png")]
     assert len(written) >= 4 and [row["file_name"] for row in lines(outputs)] == written
@@ -191,6 +190,6 @@ def test_help_imports_no_torch(arguments):
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
         "assert not {'torch', 'transformers', 'PIL', 'numpy'} & set(sys.modules), 'heavy'\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "generate" in done.stdout
