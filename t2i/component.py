@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,7 +85,7 @@ def fingerprint(state: dict[str, Tensor], *texts: str) -> str:
     digest = hashlib.sha256("\0".join(texts).encode())
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -128,7 +128,10 @@ def save_weights(state: dict[str, Tensor], path: Path, dtype: torch.dtype | None
         k: v.detach().to(device="cpu", dtype=dtype if v.is_floating_point() else None).contiguous()
         for k, v in state.items()
     }
+    path.touch()
+    mode = path.stat().st_mode  # what the umask gives: safetensors makes the file anew, for its owner alone
     save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -154,19 +157,27 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """A temporary sibling that becomes `folder` when the block ends well: never half a folder, never a lost old one."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    tmp = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}.partial")
     old = tmp.with_name(tmp.name + "-old")
+    tmp.mkdir()
     try:
         yield tmp
-        tmp.chmod(0o755)
-        sync_files(tmp.rglob("*"))
+        sync_files([*tmp.rglob("*"), tmp])
         if folder.exists():
             os.replace(folder, old)
         os.replace(tmp, folder)
         sync_files([folder.parent])
     finally:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
         shutil.rmtree(tmp, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left of the folders that they wrote in `folder`."""
+    for left in folder.glob(".*.partial*"):
+        shutil.rmtree(left)
 
 
 def sync_files(paths: Iterable[Path]) -> None:

@@ -120,6 +120,9 @@ def _run(model: Path, options: dict[str, Any], out: Path, device: str | None, dt
                     prompt = options["prompts"][k // job.copies]
                     last = pictures.add(picture, {"prompt": prompt, "seed": job.seeds[k], **common})
                 done += 1
+    except KeyboardInterrupt:
+        _say(f"interrupted; {pictures.next - pictures.first} of {job.count} pictures are in {pictures.folder}")
+        raise
     except torch.OutOfMemoryError as error:
         raise RunFailed(f"out of memory: lower --batch-size or --size ({str(error).splitlines()[0]})") from None
     _report(pictures, last, job)

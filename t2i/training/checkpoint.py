@@ -21,20 +21,24 @@ class Parts(NamedTuple):
 
 
 def save(folder: Path, state: dict[str, Any], parts: Parts, keep: int) -> None:
-    """Write `folder/step_NNNNNNN`, then drop all but the newest `keep`."""
-    with atomic_folder(folder / f"step_{state['step']:07}") as tmp:
-        for name, network in parts.networks.items():
-            save_weights(network.state_dict(), tmp / f"{name}.safetensors")
-            tensors, groups = pack_optimizer(parts.optimizers[name])
-            save_weights(tensors, tmp / f"{name}.optimizer.safetensors")
-            state = state | {f"{name}.optimizer": groups}
-            if name in parts.emas:
-                save_weights(parts.emas[name].shadow, tmp / f"{name}.ema.safetensors")
-                state = state | {f"{name}.ema_updates": parts.emas[name].updates}
+    """Write `folder/step_NNNNNNN`, then drop all but the newest `keep` up to it; later ones were passed over."""
+    name = f"step_{state['step']:07}"
+    with atomic_folder(folder / name) as tmp:
+        for player, network in parts.networks.items():
+            save_weights(network.state_dict(), tmp / f"{player}.safetensors")
+            tensors, groups = pack_optimizer(parts.optimizers[player])
+            save_weights(tensors, tmp / f"{player}.optimizer.safetensors")
+            state = state | {f"{player}.optimizer": groups}
+            if player in parts.emas:
+                save_weights(parts.emas[player].shadow, tmp / f"{player}.ema.safetensors")
+                state = state | {f"{player}.ema_updates": parts.emas[player].updates}
         write_json(tmp / "state.json", state)
         write_json(tmp / "manifest.json", {p.name: sha256(p) for p in sorted(tmp.iterdir())})
-    for old in sorted(folder.glob("step_*"))[:-keep]:
-        shutil.rmtree(old)
+    everything = sorted(folder.glob("step_*"))
+    kept = [path for path in everything if path.name <= name][-keep:]
+    for path in everything:
+        if path not in kept:
+            shutil.rmtree(path)
 
 
 def load(folder: Path, parts: Parts) -> dict[str, Any]:
@@ -55,13 +59,14 @@ def load(folder: Path, parts: Parts) -> dict[str, Any]:
     return state
 
 
-def latest(folder: Path) -> Path | None:
+def latest(folder: Path, quiet: bool = False) -> Path | None:
     """The newest checkpoint whose files are all those of its manifest; damaged ones are named and passed over."""
     for path in sorted(folder.glob("step_*"), reverse=True):
         fault = damage(path)
         if fault is None:
             return path
-        print(f"{path}: passed over, {fault}", flush=True)
+        if not quiet:
+            print(f"{path}: passed over, {fault}", flush=True)
     return None
 
 

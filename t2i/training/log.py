@@ -4,6 +4,8 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,10 @@ class Log:
         self.sums: dict[str, Tensor] = {}
         self.steps, self.since = 0, time.monotonic()
         if not quiet and self.path.exists():
-            lines = self.path.read_text(encoding="utf8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= start]
-            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf8")
+            lines = self.path.read_text(encoding="utf8").splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]  # the last one may be torn
+            kept = [line for line in whole if json.loads(line)["step"] <= start]
+            self.path.write_text("".join(kept), encoding="utf8")
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Take one step's terms into the running mean, on the device."""
@@ -35,10 +38,10 @@ class Log:
     def write(self, done: int, config: TrainConfig, lr: float, accelerator: Accelerator) -> dict[str, Any]:
         """Write the mean over the steps since the last line, and over the ranks."""
         names = sorted(self.sums)
-        means = accelerator.reduce(torch.stack([torch.as_tensor(self.sums[n]) for n in names]), "mean") / self.steps
+        sums: Any = accelerator.reduce(torch.stack([torch.as_tensor(self.sums[n]) for n in names]), "mean")
         seconds = time.monotonic() - self.since
         row = {"step": done, "samples": done * config.global_batch, "lr": lr}
-        row |= dict(zip(names, means.tolist(), strict=True))
+        row |= dict(zip(names, (sums / self.steps).tolist(), strict=True))
         row["samples_per_second"] = round(self.steps * config.global_batch / seconds, 2)
         row.setdefault("loss", row.get(next((n for n in names if n.endswith(".loss")), names[0])))
         self._append(row)
@@ -47,10 +50,15 @@ class Log:
 
     def validation(self, done: int, figures: dict[str, float]) -> None:
         """Write and print the figures of a validation."""
-        began = time.monotonic()
         self._append({"step": done} | {f"validation.{k}": v for k, v in figures.items()})
         shown = "  ".join(f"{k} {v:.4g}" for k, v in figures.items() if "[" not in k)
         print(f"step {done}: validation  {shown}", flush=True)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens in the block does not count as training time."""
+        began = time.monotonic()
+        yield
         self.since += time.monotonic() - began
 
     def _append(self, row: dict[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """The one training loop: every player's gradient, then every player's step; the same command resumes."""
 
 import contextlib
+import math
+import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from t2i import randomness
@@ -17,42 +20,16 @@ from t2i.component import write_json
 from t2i.config import TrainConfig
 from t2i.data.grid import picture_grid
 from t2i.errors import RunFailed
+from t2i.memory import keep_freed_memory
 from t2i.progress import progress
 from t2i.training import checkpoint
 from t2i.training.checkpoint import Parts
 from t2i.training.ema import EMA
 from t2i.training.log import Log
 from t2i.training.optim import adamw, learning_rate
+from t2i.training.plan import Plan
 from t2i.training.resume import alone_in, resume
 from t2i.training.task import Task
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a global batch is cut: micro-batches of a fixed size, dealt to the ranks in turn."""
-
-    micro: int
-    accumulation: int
-    ranks: int
-
-    @classmethod
-    def of(cls, config: TrainConfig, ranks: int, couples_batch: bool) -> "Plan":
-        """micro-batch x accumulation x ranks = global batch, or a ValueError that names the numbers."""
-        total, micro = config.global_batch, config.micro_batch
-        if micro is None and total % ranks:
-            raise ValueError(f"train.global_batch={total} cannot be dealt to {ranks} processes: choose a multiple")
-        micro = micro or total // ranks
-        if total % (micro * ranks):
-            raise ValueError(
-                f"train.global_batch={total} is not a multiple of train.micro_batch={micro} x {ranks} processes"
-            )
-        accumulation = total // (micro * ranks)
-        if couples_batch and accumulation > 1:
-            raise ValueError(
-                f"this loss compares all samples of a batch, so it cannot be accumulated: leave train.micro_batch "
-                f"out, or set it to {total // ranks}"
-            )
-        return cls(micro, accumulation, ranks)
 
 
 @dataclass
@@ -70,7 +47,11 @@ def train(task: Task, config: TrainConfig, seed: int, run: Path, recipe: dict[st
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
     # cuDNN's attention backward is known to return NaN on some shapes.
     torch.backends.cuda.enable_cudnn_sdp(False)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     plan = Plan.of(config, accelerator.num_processes, task.couples_batch)
+    # Accelerate moves the loss scale after each optimiser's step, so with several it would not be one for a step.
+    assert accelerator.scaler is None or len(task.players) == 1
     with alone_in(run) if accelerator.is_main_process else contextlib.nullcontext():
         players = {name: _prepare(network, config, accelerator) for name, network in task.players.items()}
         start = resume(run, _parts(players), recipe, accelerator)
@@ -110,14 +91,12 @@ def _steps(
             if done % config.log_every == 0 or last:
                 row = log.write(done, config, lr, accelerator)
                 report(done, f"loss {row['loss']:.4f}  lr {row['lr']:.2e}  {row['samples_per_second']:.1f}/s")
-            if accelerator.is_main_process:
-                _look(task, players, config, run, log, done)
             halted = _any_rank(stop.asked, accelerator)
-            if last and accelerator.is_main_process:
-                with _averaged(players) as networks:
-                    write_json(run / "report.json", task.finish(networks))
-            if last or halted or done % config.save_every == 0:
-                _save(task, players, config, seed, run, done, plan, recipe, accelerator)
+            with log.paused():
+                if accelerator.is_main_process:
+                    _look(task, players, config, run, log, done)
+                if last or halted or done % config.save_every == 0:
+                    _save(task, players, config, seed, run, done, plan, recipe, accelerator)
             if halted and not last:
                 if accelerator.is_main_process:
                     print(f"stopped after step {done}; the same command goes on from there", flush=True)
@@ -160,16 +139,16 @@ def _step(
                 key = "loss" if len(players) == 1 else f"{name}.loss"
                 for term, value in {key: loss, **terms}.items():
                     sums[term] = sums.get(term, 0) + value.detach().float() / len(micros)
+    accelerator.unscale_gradients()
     for name, player in players.items():
         key = "loss" if len(players) == 1 else f"{name}.loss"
-        if config.clip_norm is not None:
-            norm = accelerator.clip_grad_norm_(player.wrapped.parameters(), config.clip_norm)
-            assert norm is not None
-            sums[f"{key.removesuffix('loss')}grad_norm"] = norm
+        norm = f"{key.removesuffix('loss')}grad_norm"
+        most = math.inf if config.clip_norm is None else config.clip_norm
+        sums[norm] = nn.utils.clip_grad_norm_(player.network.parameters(), most)
         # With fp16 the scaler skips steps whose gradients overflow; that is its work, not a fault.
         scaled = accelerator.scaler is not None
-        for stage, term in (("forward pass", key), ("backward pass", f"{key.removesuffix('loss')}grad_norm")):
-            if term in sums and not (scaled and stage == "backward pass") and not torch.isfinite(sums[term]):
+        for stage, term in (("forward pass", key), ("backward pass", norm)):
+            if not (scaled and stage == "backward pass") and not torch.isfinite(sums[term]):
                 raise RunFailed(
                     f"step {step + 1}: `{term}` of `{name}` is {sums[term].item()} after the {stage}; nothing was "
                     f"updated. Lower train.lr, or set train.mixed_precision='no'; the last checkpoint is whole"
@@ -187,14 +166,14 @@ def _step(
 @contextlib.contextmanager
 def _acting(players: dict[str, Trained], name: str) -> Iterator[dict[str, nn.Module]]:
     """The networks with all but `name` frozen and unwrapped: the others' weights see no gradient of its loss."""
-    others = [p for n, p in players.items() if n != name]
-    for player in others:
-        player.network.requires_grad_(False)
+    others = [w for n, p in players.items() if n != name for w in p.network.parameters() if w.requires_grad]
+    for weight in others:
+        weight.requires_grad_(False)
     try:
         yield {n: p.wrapped if n == name else p.network for n, p in players.items()}
     finally:
-        for player in others:
-            player.network.requires_grad_(True)
+        for weight in others:
+            weight.requires_grad_(True)
 
 
 @contextlib.contextmanager
@@ -253,14 +232,26 @@ def _save(
     recipe: dict[str, Any],
     accelerator: Accelerator,
 ) -> None:
-    """A checkpoint to resume from, and the component as others load it. Every rank waits for the writer."""
+    """The component as others load it, at the end the report, then a checkpoint; every rank waits for the writer.
+
+    In this order: a run that is killed in between repeats the steps since its last checkpoint, so nothing is missing.
+    """
     if accelerator.is_main_process:
         state = {"step": done, "samples": done * config.global_batch, "seed": seed, "recipe": recipe}
         state |= {"ranks": plan.ranks, "threads": torch.get_num_threads(), "micro_batch": plan.micro}
         state["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler is not None else None
-        checkpoint.save(run / "checkpoints", state, _parts(players), config.keep)
-        with _averaged(players) as networks:
-            task.export(networks, run)
+        try:
+            with _averaged(players) as networks:
+                task.export(networks, run)
+                if done == config.steps:
+                    write_json(run / "report.json", task.finish(networks))
+            checkpoint.save(run / "checkpoints", state, _parts(players), config.keep)
+        except (OSError, SafetensorError) as error:
+            free = shutil.disk_usage(run).free >> 20
+            raise RunFailed(
+                f"step {done} could not be saved: {error} ({free} MiB are free in {run}); make room and give the "
+                f"same command again: the checkpoint before is whole"
+            ) from None
     accelerator.wait_for_everyone()
 
 

@@ -1,9 +1,12 @@
 """What a U-Net trains on: the cache of latent moments and text states of its pictures and captions."""
 
+import fcntl
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 from t2i.autoencoder.kl import AutoencoderKL
@@ -12,7 +15,7 @@ from t2i.data.cache import Cache, build_cache, cache_parts, open_cache
 from t2i.data.dataset import Pictures
 from t2i.data.source import DataConfig
 from t2i.progress import progress
-from t2i.text.encoder import TextEncoder
+from t2i.text.clip import CLIPTextEncoder
 from t2i.training.pictures import open_pictures
 
 BATCH = 64
@@ -22,13 +25,16 @@ BATCH = 64
 class Frozen:
     """The two components that a U-Net is trained against."""
 
-    text: TextEncoder
+    text: CLIPTextEncoder
     vae: AutoencoderKL
     text_layer: int | None
 
 
 def open_or_build(folder: str, frozen: Frozen, data: DataConfig, size: int, label: str, quiet: bool = False) -> Cache:
-    """The cache of these pictures, built where it is missing; every truncated caption is counted and said."""
+    """The cache of these pictures, built where it is missing; every truncated caption is counted and said.
+
+    One process builds: the main one of a run, and one run at a time in a folder; the others wait.
+    """
     pictures = open_pictures(data, size, label, quiet)
     usable = pictures.usable
     parts = cache_parts(
@@ -54,7 +60,13 @@ def open_or_build(folder: str, frozen: Frozen, data: DataConfig, size: int, labe
         return encoded.conditioning
 
     texts = captions_of(pictures)
-    with progress(f"caching {label}", 2 * len(usable), quiet=quiet) as report:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with (
+        PartialState().main_process_first(),
+        (Path(folder) / ".lock").open("w") as lock,
+        progress(f"caching {label}", 2 * len(usable), quiet=quiet) as report,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
         build_cache(
             folder,
             parts,

@@ -14,7 +14,7 @@ class Recipe(Section):
     out: str = Field(description="the run's folder: checkpoints, metrics.jsonl, samples, the trained component")
     seed: int = Field(default=0, ge=0)
     size: int = Field(default=64, gt=0, description="side of the pictures, in pixels")
-    data: DataConfig
+    data: DataConfig = Field(description="the training pictures; relative paths start in the current folder")
     validation: DataConfig = Field(description="never trained on")
     train: TrainConfig
 

@@ -9,30 +9,31 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from t2i.component import write_json
+from t2i.component import read_json, sweep, write_json
 from t2i.training import checkpoint
 from t2i.training.checkpoint import Parts
 from t2i.training.log import environment
 
 # What may change between two commands that go on with the same run.
 FREE = {"steps", "log_every", "validate_every", "sample_every", "save_every", "keep", "micro_batch"}
+PLACES = {"out", "cache", "sample"}  # the cache is keyed by its content
 
 
 def resume(run: Path, parts: Parts, recipe: dict[str, Any], accelerator: Accelerator) -> int:
     """The step to start from: 0 in a new folder, else that of the newest valid checkpoint, which is put back."""
-    newest = checkpoint.latest(run / "checkpoints")
+    newest = checkpoint.latest(run / "checkpoints", quiet=not accelerator.is_main_process)
     if newest is None:
         if accelerator.is_main_process:
             write_json(run / "recipe.json", recipe)
             write_json(run / "environment.json", environment(accelerator))
         return 0
-    state = checkpoint.load(newest, parts)
-    changed = list(differences(state["recipe"], recipe))
+    changed = list(differences(read_json(newest / "state.json")["recipe"], recipe))
     if changed:
         raise ValueError(
             f"{run} was begun with another recipe: {'; '.join(changed)}. Give that recipe again, or begin a new run "
             f"with out=FOLDER"
         )
+    state = checkpoint.load(newest, parts)
     if accelerator.scaler is not None and state["scaler"]:
         accelerator.scaler.load_state_dict(state["scaler"])
     here = (accelerator.num_processes, torch.get_num_threads())
@@ -49,7 +50,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> I
     """The keys of a recipe that may not change during a run and did."""
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)
-        if (prefix == "train." and key in FREE) or (prefix == "" and key == "sample"):
+        if (prefix == "train." and key in FREE) or (prefix == "" and key in PLACES):
             continue
         if isinstance(a, dict) and isinstance(b, dict):
             yield from differences(a, b, f"{prefix}{key}.")
@@ -59,11 +60,13 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> I
 
 @contextmanager
 def alone_in(run: Path) -> Iterator[None]:
-    """Hold the run's folder: two trainings in one folder would overwrite each other."""
+    """Hold the run's folder, as two trainings in one would overwrite each other; remove what a killed one left."""
     run.mkdir(parents=True, exist_ok=True)
     with (run / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ValueError(f"{run}: another process trains in this folder; wait for it, or set out=FOLDER") from None
+        for folder in (run, run / "checkpoints"):
+            sweep(folder)
         yield

@@ -1,12 +1,13 @@
 """What the loop asks of a task: players, batches that are functions of (indices, step), and a loss a player."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
+@runtime_checkable
 class Task(Protocol):
     """One component's training. Each player is a network that the loop gives an optimiser of its own."""
 
@@ -50,5 +51,5 @@ class Task(Protocol):
         ...
 
     def finish(self, networks: dict[str, nn.Module]) -> dict[str, Any]:
-        """What is measured once, at the end of training (before the last export): the report."""
+        """What is measured once, at the end of training (after the last export): the report."""
         ...

@@ -1,9 +1,10 @@
 """Training the U-Net: DDPM's Algorithm 1 on cached latents, captions dropped for classifier-free guidance."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ class Sampling(Section):
 
     prompts: tuple[str, ...] = Field(default=(), description="one picture each, always with the same noise")
     seed: int = 0
-    solver: str = "ddim"
+    solver: Literal["ddim", "ddpm", "dpm++2m"] = "ddim"
     steps: int = Field(default=25, gt=0)
     guidance: float = Field(default=4.0, ge=0)
 
@@ -165,13 +166,14 @@ def timestep(rows: Int[Tensor, " b"], T: int) -> Int[Tensor, " b"]:
 
 
 def load_frozen(recipe: UNetRecipe) -> Frozen:
-    """The text encoder and the autoencoder of a recipe, frozen."""
+    """The text encoder and the autoencoder of a recipe, frozen, on this process's device."""
+    device = PartialState().device
     text = load_text_encoder(recipe.text_encoder, recipe.text_layer)
     vae = AutoencoderKL.load(recipe.vae)
     vae.requires_grad_(False)
     if recipe.size % vae.factor:
         raise ValueError(f"size={recipe.size} is not a multiple of the autoencoder's factor {vae.factor}")
-    return Frozen(text, vae, recipe.text_layer)
+    return Frozen(text.to(device), vae.to(device), recipe.text_layer)
 
 
 def build_caches(recipe: UNetRecipe) -> list[Cache]:

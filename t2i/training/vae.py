@@ -47,6 +47,10 @@ class VAETask:
         torch.manual_seed(randomness.generator(recipe.seed, "init").initial_seed())
         config = recipe.vae.model_copy(update={"sample_size": recipe.size})
         self.vae = AutoencoderKL.load(recipe.train.init) if recipe.train.init else AutoencoderKL(config)
+        if recipe.size % self.vae.factor:
+            raise ValueError(f"size={recipe.size} is not a multiple of the autoencoder's factor {self.vae.factor}")
+        if len(self.held_out.usable) < 2:
+            raise ValueError("validation: at least 2 pictures are needed, active units are a variance over them")
         self.players: dict[str, nn.Module] = {"vae": self.vae}
         side = recipe.size // self.vae.factor
         self.latent_shape = (self.vae.config.latent_channels, side, side)
@@ -82,8 +86,9 @@ class VAETask:
             x = self.held_out.batch(indices).to(device)
             posterior = vae.encode(x)
             noise = randomness.normal(posterior.mean.shape, self.recipe.seed, "validation", int(indices[0]))
-            rows["psnr"].append(metrics.psnr(x, vae.decode(posterior.mean)))
-            rows["ssim"].append(metrics.ssim(x, vae.decode(posterior.mean)))
+            decoded = vae.decode(posterior.mean)
+            rows["psnr"].append(metrics.psnr(x, decoded))
+            rows["ssim"].append(metrics.ssim(x, decoded))
             rows["elbo"].append(metrics.elbo(x, vae.decode(posterior.sample(noise.to(device))), posterior))
             means.append(posterior.mean)
             per_dimension.append(metrics.kl_per_dimension(posterior) * len(x))
@@ -108,10 +113,10 @@ class VAETask:
         vae.save(folder / "vae")
 
     def finish(self, networks: dict[str, nn.Module]) -> dict[str, Any]:
-        """The report: validation figures and the latent scale."""
+        """The report: validation figures and the latent scale that the export measured."""
         return self.validate(networks) | {
             "pictures": len(self.held_out.usable),
-            "scaling_factor": self.scale(networks["vae"]),
+            "scaling_factor": self.vae.config.scaling_factor,
             "parameters": sum(p.numel() for p in self.vae.parameters()),
         }
 

@@ -174,9 +174,10 @@ def test_ctrl_c_keeps_every_finished_picture(model, tmp_path):
     while not list(outputs.glob("00003-*.png")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     written = [name for name in names(outputs) if name.endswith(".png")]
+    assert f"{len(written)} of 9999 pictures are in {outputs}" in err.decode()
     assert len(written) >= 4 and [row["file_name"] for row in lines(outputs)] == written
     for name in written:
         assert read_settings(outputs / name)["prompt"] == "x"

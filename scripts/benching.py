@@ -1,0 +1,140 @@
+"""What the benchmarks share: paired timing of two sides in one process, its statistics, peak memory, the report."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+SIDES = ("ours", "peer")
+RESAMPLES = 2000
+
+
+class Round(NamedTuple):
+    """Seconds of one A-B-B-A round, two runs a side: on the wall, and of processor time."""
+
+    ours: float
+    peer: float
+    ours_cpu: float
+    peer_cpu: float
+
+
+def interleave(ours: Callable[[], Any], peer: Callable[[], Any], rounds: int, warmups: int) -> list[Round]:
+    """Time both sides in the order A-B-B-A, so that a drift of the machine's speed falls on both alike."""
+    for side in (ours, peer) * warmups:
+        side()
+    return [_round(ours, peer) for _ in range(rounds)]
+
+
+def _round(ours: Callable[[], Any], peer: Callable[[], Any]) -> Round:
+    wall, cpu = {ours: 0.0, peer: 0.0}, {ours: 0.0, peer: 0.0}
+    for side in (ours, peer, peer, ours):
+        start, start_cpu = time.perf_counter(), time.process_time()
+        side()
+        wall[side] += (time.perf_counter() - start) / 2
+        cpu[side] += (time.process_time() - start_cpu) / 2
+    return Round(wall[ours], wall[peer], cpu[ours], cpu[peer])
+
+
+def summary(rounds: Sequence[Round]) -> dict[str, Any]:
+    """Medians, the ratio of medians and its 95% interval by bootstrap over whole rounds, so that pairs stay pairs."""
+    table = np.array(rounds)
+    picks = np.random.default_rng(0).integers(len(table), size=(RESAMPLES, len(table)))
+    medians = np.median(table[picks], axis=1)
+    ours, peer, ours_cpu, peer_cpu = np.median(table, axis=0).tolist()
+    low, high = np.percentile(medians[:, 1] / medians[:, 0], [2.5, 97.5]).tolist()
+    return {
+        "ratio": round(peer / ours, 4),
+        "ci95": [round(low, 4), round(high, 4)],
+        "ours": round(ours, 6),
+        "peer": round(peer, 6),
+        "ours_cpu": round(ours_cpu, 6),
+        "peer_cpu": round(peer_cpu, 6),
+        "rounds": len(table),
+    }
+
+
+def report(cells: dict[str, dict[str, Any]], parity: dict[str, Any], peaks: dict[str, float]) -> dict[str, Any]:
+    """The figures of the cell with the smallest ratio, then every cell and the machine."""
+    worst = min(cells.values(), key=lambda cell: cell["ratio"])
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    return {
+        **{key: worst[key] for key in ("ratio", "ci95", "ours", "peer")},
+        "parity": parity,
+        "cells": cells,
+        "peak_mb": peaks,
+        "machine": {
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "cores": cores,
+            "load": round(load, 2),
+            "busy": load > cores + 0.5,  # this process is one of the load
+            "processor": platform.processor() or platform.machine(),
+        },
+    }
+
+
+def show(name: str, cell: dict[str, Any]) -> None:
+    """One line a cell, for people."""
+    print(
+        f"{name}: ours {cell['ours'] * 1e3:.1f} ms, peer {cell['peer'] * 1e3:.1f} ms, "
+        f"ratio {cell['ratio']:.3f} {cell['ci95']}, processor {cell['peer_cpu'] / cell['ours_cpu']:.3f}",
+        flush=True,
+    )
+
+
+def fail(parity: dict[str, Any]) -> None:
+    """Exit 1 without a figure of speed."""
+    print("parity failed: the two sides do not compute the same, so nothing is timed", file=sys.stderr)
+    print(json.dumps({"parity": parity}))
+    raise SystemExit(1)
+
+
+def peaks(command: Sequence[str]) -> dict[str, float]:
+    """Peak memory of `command --child SIDE` for each side, in a process of its own that runs this side only."""
+    found = {}
+    for side in SIDES:
+        done = subprocess.run(
+            [sys.executable, *command, "--child", side], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        found[side] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def print_peak() -> None:
+    """This process's peak resident memory in MB, as a child prints it."""
+    # Not ru_maxrss: Linux carries that over fork and exec, so that a child starts with its parent's peak.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    kilobytes = next(line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    print(round(int(kilobytes) / 1024, 1))
+
+
+def apart(found: Tensor, reference: Tensor) -> float:
+    """max |difference| / max |reference|."""
+    return ((found.double() - reference.double()).abs().max() / reference.double().abs().max()).item()
+
+
+def section(path: str, key: str) -> dict[str, Any]:
+    """One section of a shipped recipe."""
+    return yaml.safe_load((ROOT / path).read_text(encoding="utf8"))[key]
+
+
+def median_seconds(run: Callable[[], Any], times: int) -> float:
+    """The median wall time of `run`."""
+    found = []
+    for _ in range(times):
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)

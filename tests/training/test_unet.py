@@ -1,0 +1,185 @@
+"""The U-Net's task: cached latents and text states, dropped captions, Algorithm 1."""
+
+import os
+
+import pytest
+import torch
+
+from t2i.component import read_safetensors
+from t2i.pipeline import Pipeline
+from t2i.training.precompute import standardised_projector
+from t2i.training.unet import timestep
+
+from . import tiny
+
+
+@pytest.fixture(scope="module")
+def task(components, tmp_path_factory):
+    values = tiny.unet(tmp_path_factory.mktemp("task"), components, pictures=24, steps=1)
+    return tiny.task("unet", values | {"caption_dropout": 0.3})
+
+
+def test_overfits_four_captioned_pictures(components, tmp_path):
+    values = tiny.unet(tmp_path, components, pictures=4, steps=250, global_batch=16, ema=0.9, validate_every=250)
+    values |= {"validation": values["data"], "caption_dropout": 0.1, "sample": {"prompts": ["a red star"], "steps": 2}}
+    values["scheduler"] = {"prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"}
+    made = tiny.run("unet", values)
+    loss = tiny.curve(tmp_path)
+    assert loss[:5].mean() > 0.8 and loss[-30:].mean() < loss[:5].mean() / 3
+    assert (tmp_path / "samples" / "step_0000250.png").is_file()
+
+    rows = torch.arange(4).repeat(8)
+    x0 = made.cache.moments(rows)[0] * made.frozen.vae.config.scaling_factor
+    eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    t = torch.full((len(rows),), 800)
+    with torch.no_grad():
+        own, others, null = (
+            made.generator.loss(made.unet, x0, cond, t, eps).mean()
+            for cond in (
+                made.cache.conditioning(rows),
+                made.cache.conditioning(rows.roll(1)),
+                made.null.repeat(len(rows)),
+            )
+        )
+    assert own < others / 2 and own < null / 1.5
+
+    model = Pipeline.from_pretrained(tmp_path / "model")
+    average = read_safetensors(tmp_path / "checkpoints" / "step_0000250" / "unet.ema.safetensors")
+    torch.testing.assert_close(model.generator.unet.state_dict(), average, rtol=0, atol=0)
+    assert model.text_encoder.fingerprint() == made.frozen.text.fingerprint()
+
+
+def test_goes_on_as_if_it_had_not_stopped_and_leaves_the_frozen_parts_alone(components, tmp_path):
+    keys = {"lr_schedule": "constant", "save_every": 2, "global_batch": 6, "ema": 0.9}
+    made = tiny.task("unet", tiny.unet(tmp_path / "straight", components, steps=5, **keys))
+    frozen = made.frozen.text.fingerprint(), made.frozen.vae.fingerprint()
+    made = tiny.run("unet", tiny.unet(tmp_path / "straight", components, steps=5, **keys))
+    assert frozen == (made.frozen.text.fingerprint(), made.frozen.vae.fingerprint())
+    assert not any(p.requires_grad for part in (made.frozen.text, made.frozen.vae) for p in part.parameters())
+
+    cached = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (components / "cache").rglob("*.*")}
+    assert len(cached) >= 6
+    for steps in (3, 5):
+        tiny.run("unet", tiny.unet(tmp_path / "halves", components, steps=steps, **keys))
+    for name in ("unet", "unet.ema", "unet.optimizer"):
+        one, two = (
+            tmp_path / run / "checkpoints/step_0000005" / f"{name}.safetensors" for run in ("straight", "halves")
+        )
+        assert one.read_bytes() == two.read_bytes(), name
+    again = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (components / "cache").rglob("*.*")}
+    assert {path: again[path] for path in cached if path.name != ".lock"} == {
+        path: known for path, known in cached.items() if path.name != ".lock"
+    }  # read, not built again
+
+
+def test_batches_are_functions_of_seed_step_and_sample(task, components, tmp_path):
+    pair, alone = task.batch(torch.tensor([3, 20]), 7), task.batch(torch.tensor([20]), 7)
+    for name in ("latents", "t", "eps"):
+        assert pair[name][1:].equal(alone[name]), name
+    assert pair["cond"].tokens[1:].equal(alone["cond"].tokens)
+    later = task.batch(torch.tensor([20]), 8)
+    assert not later["eps"].equal(alone["eps"]) and not later["latents"].equal(alone["latents"])
+    other = tiny.task("unet", tiny.unet(tmp_path, components, pictures=24, steps=1) | {"seed": 1})
+    assert not other.batch(torch.tensor([20]), 7)["eps"].equal(alone["eps"])
+    assert not other.order(0, 8, 1).equal(task.order(0, 8, 0))
+
+
+def test_captions_are_dropped_for_the_null_in_their_share(task):
+    rows = torch.arange(24)
+    tokens = torch.stack([task.batch(rows, step)["cond"].tokens for step in range(40)])
+    null = task.frozen.text([""]).conditioning.tokens
+    dropped = (tokens == null).flatten(2).all(2)
+    assert dropped.float().mean().item() == pytest.approx(0.3, abs=0.05)  # 3.4 standard deviations
+    assert dropped.any(0).all() and not dropped.all(0).any()
+    kept = task.frozen.text([task.held_out and text for text in task_captions(task)]).conditioning.tokens
+    for step in range(3):
+        torch.testing.assert_close(tokens[step][~dropped[step]], kept[~dropped[step]], rtol=1e-5, atol=1e-5)
+
+
+def task_captions(task) -> list[str]:
+    from t2i.data.source import DataConfig, open_source
+
+    return open_source(DataConfig.model_validate(task.recipe.data.model_dump())).texts()
+
+
+def test_timesteps_noise_and_latents_are_what_algorithm_1_asks_for(task):
+    rows = torch.arange(24)
+    batches = [task.batch(rows, step) for step in range(80)]
+    t = torch.cat([b["t"] for b in batches]).double()
+    assert t.min() >= 1 and t.max() <= 1000 and t.min() < 10 and t.max() > 990
+    assert t.mean().item() == pytest.approx(500.5, abs=30)
+    eps = torch.stack([b["eps"] for b in batches])
+    assert eps.mean().abs() < 0.01 and eps.std().item() == pytest.approx(1, abs=0.01)
+    mean, logvar = task.cache.moments(rows)
+    scaled = torch.stack([b["latents"] for b in batches]) / task.frozen.vae.config.scaling_factor
+    z = (scaled - mean) / (logvar / 2).exp()
+    assert z.mean().abs() < 0.01 and z.std().item() == pytest.approx(1, abs=0.01)
+    assert (z * eps).mean().abs() < 0.01  # the posterior's noise is not the diffusion's
+
+
+def test_validation_is_deterministic(task):
+    with torch.no_grad():
+        first = task.validate(task.players)
+        torch.manual_seed(3)
+        assert task.validate(task.players) == first
+    assert first["loss"] > 0 and len(first) > 1
+
+
+def test_validation_timesteps_fill_the_range_evenly():
+    t = timestep(torch.arange(1000), 1000)
+    assert t.min() >= 1 and t.max() <= 1000
+    assert torch.histc(t.double(), 10, 1, 1000).sub(100).abs().max() <= 2
+    assert timestep(torch.arange(10), 1000).sub(1).div(100, rounding_mode="floor").unique().numel() >= 9
+
+
+def test_projector_standardises_the_states():
+    torch.manual_seed(0)
+    states = torch.randn(5000, 6) * torch.tensor([0.01, 1, 5, 100, 2, 3]) + torch.tensor([3.0, -70, 0, 9, 1, 500])
+    made = standardised_projector(states, torch.randn(4, 6))
+    out = states.double() @ made["weight"].double().T + made["bias"].double()
+    assert out.mean(0).abs().max() < 1e-3 and out.std(0).sub(1).abs().max() < 0.05
+
+
+def test_precompute_builds_what_training_reads(components, tmp_path, capsys):
+    from t2i.training.unet import UNetRecipe, build_caches
+
+    values = tiny.unet(tmp_path / "run", components, pictures=5, steps=1) | {"cache": str(tmp_path / "cache")}
+    caches = build_caches(UNetRecipe.model_validate(values))
+    assert [len(cache) for cache in caches] == [5, 3]
+    assert "training pictures: 5 of 5 rows used" in capsys.readouterr().err
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    made = tiny.task("unet", values)
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    with torch.no_grad():
+        posterior = made.frozen.vae.encode(made_pictures(values, 5))
+    torch.testing.assert_close(made.cache.moments(torch.arange(5))[0], posterior.mean, rtol=1e-4, atol=1e-5)
+
+
+def made_pictures(values, count: int) -> torch.Tensor:
+    from t2i.data.source import DataConfig
+    from t2i.training.pictures import open_pictures
+
+    return open_pictures(DataConfig.model_validate(values["data"]), values["size"], "", quiet=True).batch(
+        list(range(count))
+    )
+
+
+def test_the_cache_is_built_by_one_process_at_a_time(components, tmp_path):
+    import fcntl
+    import threading
+
+    values = tiny.unet(tmp_path / "run", components, pictures=4, steps=1) | {"cache": str(tmp_path / "cache")}
+    (tmp_path / "cache").mkdir()
+    with (tmp_path / "cache" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=tiny.task, args=("unet", values))
+        waiting.start()
+        waiting.join(2)
+        assert waiting.is_alive() and os.listdir(tmp_path / "cache") == [".lock"]
+    waiting.join(60)
+    assert not waiting.is_alive() and len(os.listdir(tmp_path / "cache")) == 3
+
+
+def test_a_size_that_does_not_fit_the_autoencoder_is_refused(components, tmp_path):
+    with pytest.raises(ValueError, match="size=17 is not a multiple of the autoencoder's factor 2"):
+        tiny.task("unet", tiny.unet(tmp_path, components, steps=1) | {"size": 17})
