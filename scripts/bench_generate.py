@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def peer_side(folder: Path, options: argparse.Namespace) -> Side:
     from diffusers import DDIMScheduler, StableDiffusionPipeline
     from diffusers.utils import logging
 
+    warnings.simplefilter("ignore", FutureWarning)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, options.dtype))
@@ -93,7 +95,7 @@ def peer_side(folder: Path, options: argparse.Namespace) -> Side:
     pipeline.set_progress_bar_config(disable=True)
 
     def run(batch: int, output_type: str = "pil") -> Any:
-        return pipeline(
+        output: Any = pipeline(
             PROMPTS[:batch],
             num_inference_steps=options.steps,
             guidance_scale=GUIDANCE,
@@ -101,7 +103,8 @@ def peer_side(folder: Path, options: argparse.Namespace) -> Side:
             height=options.size,
             width=options.size,
             output_type=output_type,
-        ).images
+        )
+        return output.images
 
     return run
 
@@ -152,7 +155,7 @@ def bench(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a folder; by default checkpoints/glyphs, or random weights")
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--steps", type=int, default=25, help="a divisor of 1000: diffusers' DDIM needs one")
     parser.add_argument("--size", type=int, help="side of the pictures in pixels; by default the model's")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])

@@ -31,6 +31,7 @@ TOKENS, ROWS, SCALE, PARITY_STEPS = 32, 512, 0.18215, 2
 # What losses (relative) and updates (norm of the difference, relative) may differ by. AdamW's first steps are as long
 # as the learning rate whatever the gradient is, so weights whose gradient is all rounding error go either way.
 ALLOWED = {"no": (1e-5, 1e-2), "bf16": (5e-3, 0.3)}
+PARTS: dict[str, str] = dict.fromkeys(("data", "size", "vae", "text_encoder"), "random")
 _TOP = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -89,9 +90,8 @@ def write(cell: Cell, folder: Path) -> None:
         rows = torch.tensor([int(caption or 0) for caption in captions])
         return Conditioning(tokens[rows], torch.ones(len(rows), TOKENS, dtype=torch.bool))
 
-    parts = dict.fromkeys(("data", "size", "vae", "text_encoder"), "random")
     captions = [str(i + 1) for i in range(ROWS)]
-    build_cache(folder / "cache", parts, ROWS, lambda i: (mean[i], logvar[i]), captions, states, 64)
+    build_cache(folder / "cache", PARTS, ROWS, lambda i: (mean[i], logvar[i]), captions, states, 64)
 
 
 class Ours:
@@ -119,7 +119,9 @@ class Ours:
                 )
                 self.null = self.cache.null
                 text: Any = None
-                self.frozen = Frozen(text, AutoencoderKL(AutoencoderKLConfig(scaling_factor=SCALE)), None)
+                self.frozen = Frozen(
+                    text, AutoencoderKL(AutoencoderKLConfig.parse({"scaling_factor": SCALE}, "here")), None
+                )
                 self.unet = UNet.load(folder / "unet")
                 self.generator = LatentDiffusion.from_config(self.unet, SchedulerConfig(**cell.scheduler))
                 self.players = {"unet": self.unet}
@@ -227,7 +229,7 @@ def compare(ours: Ours, peer: Peer, precision: str) -> dict[str, Any]:
     loss = max(abs(a - b) / b for a, b in losses)
     allowed = ALLOWED[precision]
     return {
-        "ok": loss <= allowed[0] and 0 < moved and apart / moved <= allowed[1],
+        "ok": loss <= allowed[0] and moved > 0 and apart / moved <= allowed[1],
         "loss": loss,
         "update": apart / moved,
     }

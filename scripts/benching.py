@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -128,13 +127,3 @@ def apart(found: Tensor, reference: Tensor) -> float:
 def section(path: str, key: str) -> dict[str, Any]:
     """One section of a shipped recipe."""
     return yaml.safe_load((ROOT / path).read_text(encoding="utf8"))[key]
-
-
-def median_seconds(run: Callable[[], Any], times: int) -> float:
-    """The median wall time of `run`."""
-    found = []
-    for _ in range(times):
-        start = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)

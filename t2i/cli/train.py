@@ -47,13 +47,12 @@ def precompute(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 def _run(path: Path, overrides: list[str] | None, model: Any, task: Any) -> None:
     """Load the recipe, print it, train."""
-    from accelerate import PartialState
-
     from t2i.config import load_recipe
     from t2i.training.loop import train
+    from t2i.training.ranks import ranks
 
     recipe = load_recipe(path, overrides or [], model)
-    quiet = not PartialState().is_main_process
+    quiet = not ranks().is_main_process
     if not quiet:
         changed = recipe.model_dump(mode="json", exclude_defaults=True)
         typer.echo(f"{path}: {changed}")

@@ -28,6 +28,7 @@ from t2i.training.ema import EMA
 from t2i.training.log import Log
 from t2i.training.optim import adamw, learning_rate
 from t2i.training.plan import Plan
+from t2i.training.ranks import on_cpu
 from t2i.training.resume import alone_in, resume
 from t2i.training.task import Task
 
@@ -44,7 +45,7 @@ class Trained:
 
 def train(task: Task, config: TrainConfig, seed: int, run: Path, recipe: dict[str, Any]) -> None:
     """Train to `config.steps`, or go on from the newest valid checkpoint in `run`."""
-    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    accelerator = Accelerator(cpu=on_cpu(), mixed_precision=config.mixed_precision)
     # cuDNN's attention backward is known to return NaN on some shapes.
     torch.backends.cuda.enable_cudnn_sdp(False)
     if accelerator.device.type == "cpu":

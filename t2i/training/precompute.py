@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
 from t2i.autoencoder.kl import AutoencoderKL
@@ -17,6 +16,7 @@ from t2i.data.source import DataConfig
 from t2i.progress import progress
 from t2i.text.clip import CLIPTextEncoder
 from t2i.training.pictures import open_pictures
+from t2i.training.ranks import ranks
 
 BATCH = 64
 
@@ -62,7 +62,7 @@ def open_or_build(folder: str, frozen: Frozen, data: DataConfig, size: int, labe
     texts = captions_of(pictures)
     Path(folder).mkdir(parents=True, exist_ok=True)
     with (
-        PartialState().main_process_first(),
+        ranks().main_process_first(),
         (Path(folder) / ".lock").open("w") as lock,
         progress(f"caching {label}", 2 * len(usable), quiet=quiet) as report,
     ):

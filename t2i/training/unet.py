@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import PartialState
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from t2i.generator.unet_config import UNetConfig
 from t2i.pipeline import Defaults, Pipeline
 from t2i.text.encoder import load_text_encoder
 from t2i.training.precompute import Frozen, open_or_build, standardised_projector
+from t2i.training.ranks import ranks
 from t2i.training.recipes import Recipe
 
 VALIDATED = 512  # pictures in the validation loss
@@ -167,7 +167,7 @@ def timestep(rows: Int[Tensor, " b"], T: int) -> Int[Tensor, " b"]:
 
 def load_frozen(recipe: UNetRecipe) -> Frozen:
     """The text encoder and the autoencoder of a recipe, frozen, on this process's device."""
-    device = PartialState().device
+    device = ranks().device
     text = load_text_encoder(recipe.text_encoder, recipe.text_layer)
     vae = AutoencoderKL.load(recipe.vae)
     vae.requires_grad_(False)

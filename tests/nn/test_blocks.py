@@ -171,3 +171,24 @@ def test_timestep_embedding():
     ours, stock = same_weights(TimestepEmbedding(8, 12), StockTimestepEmbedding(8, 12))
     x = torch.randn(3, 8)
     assert_same(ours(x), stock(x))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attention_that_trains_in_bfloat16_rounds_once(autocast):
+    """Values and gradients are those of float32 on the same rounded inputs, but for the rounding of the result."""
+    ours = Attention(16, heads=2, head_dim=8).requires_grad_(False)
+    reference, x = Attention(16, heads=2, head_dim=8).requires_grad_(False), torch.randn(2, 5, 16)
+    for layer in (ours, reference):  # so that queries, keys and values are the rounded inputs themselves
+        for linear in (layer.to_q, layer.to_k, layer.to_v, layer.to_out[0]):
+            torch.nn.init.eye_(linear.weight)
+        torch.nn.init.zeros_(layer.to_out[0].bias)
+    rounded = x.bfloat16().requires_grad_()
+    exact = x.bfloat16().float().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        out = (ours if autocast else ours.bfloat16())(rounded)
+    expected = reference(exact)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, expected.bfloat16())
+    out.backward(torch.ones_like(out))
+    expected.backward(torch.ones_like(expected))
+    torch.testing.assert_close(rounded.grad.float(), exact.grad, rtol=0.02, atol=0.01)

@@ -19,6 +19,7 @@ def parts(seed: int = 0, width: int = 3, steps: int = 2) -> Parts:
     for _ in range(steps):
         network(torch.randn(2, width)).sum().backward()
         optimizer.step()
+        optimizer.zero_grad()
         ema.update()
     return Parts({"net": network}, {"net": optimizer}, {"net": ema})
 

@@ -66,10 +66,8 @@ def test_what_is_not_finite_stops_the_run_before_the_update(tmp_path, fault, sta
     with pytest.raises(RunFailed, match=f"step 3: .* of `line` is nan after the {stage} pass"):
         train(bad, settings, 0, tmp_path / "bad", {})
     assert weights(bad)[0].equal(weights(good)[0])
-    assert [path.name for path in sorted((tmp_path / "bad" / "checkpoints").iterdir())] == [
-        "step_0000001",
-        "step_0000002",
-    ]
+    saved = sorted((tmp_path / "bad" / "checkpoints").iterdir())
+    assert [path.name for path in saved] == ["step_0000001", "step_0000002"]
 
 
 def test_gradients_are_clipped_to_the_norm(tmp_path):

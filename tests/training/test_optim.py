@@ -31,11 +31,8 @@ def test_learning_rate_warms_up_and_ends_where_the_recipe_says():
 
 def test_vectors_are_not_decayed():
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2))
-    decay = {
-        p: g["weight_decay"]
-        for g in adamw(network.parameters(), config(weight_decay=0.3)).param_groups
-        for p in g["params"]
-    }
+    groups = adamw(network.parameters(), config(weight_decay=0.3)).param_groups
+    decay = {p: group["weight_decay"] for group in groups for p in group["params"]}
     assert [decay[p] for p in network.parameters()] == [0.3, 0.0, 0.0, 0.0]
 
 

@@ -45,17 +45,7 @@ def test_two_processes_of_torchrun_are_one_over_fifty_steps(components, tmp_path
     keys = {"global_batch": 8, "micro_batch": 2, "steps": 50, "warmup_steps": 5, "save_every": 20}
     tiny.run("unet", tiny.unet(tmp_path / "one", components, **keys))
     recipe = tiny.written(tiny.unet(tmp_path / "two", components, **keys), tmp_path / "recipe.yaml")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "t2i",
-        "train",
-        "unet",
-        recipe,
-    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command = [*torchrun, "-m", "t2i", "train", "unet", recipe]
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600)
     assert_alike(tmp_path / "one", tmp_path / "two", 50)

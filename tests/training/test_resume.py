@@ -53,13 +53,13 @@ def test_killed_then_interrupted_is_the_straight_run(straight, tmp_path):
     command = ["train", "vae", tiny.written(again(out), tmp_path / "recipe.yaml")]
 
     killed = start([command], log)
-    until(lambda: (out / f"checkpoints/step_{SAVE_EVERY:07}").exists(), killed)
+    until((out / f"checkpoints/step_{SAVE_EVERY:07}").exists, killed)
     os.kill(killed.pid, signal.SIGKILL)
     killed.join()
     assert killed.exitcode == -signal.SIGKILL and not (out / LAST).exists()
 
     stopped = start([command], log)
-    until(lambda: (out / f"checkpoints/step_{4 * SAVE_EVERY:07}").exists(), stopped)
+    until((out / f"checkpoints/step_{4 * SAVE_EVERY:07}").exists, stopped)
     os.kill(stopped.pid, signal.SIGINT)
     stopped.join()
     assert stopped.exitcode == 130, log.read_text()

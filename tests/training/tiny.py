@@ -8,10 +8,13 @@ import torch
 import yaml
 
 from t2i.autoencoder.kl import AutoencoderKL, AutoencoderKLConfig
+from t2i.autoencoder.metrics import latent_scale
+from t2i.data.source import DataConfig
 from t2i.text.clip import CLIPTextEncoder
 from t2i.text.tokenizer import SMALLEST, learn_tokenizer
 from t2i.text.towers import TextTowerConfig, text_tower
 from t2i.training.loop import train
+from t2i.training.pictures import open_pictures
 from t2i.training.text_encoder import TextEncoderRecipe, TextEncoderTask
 from t2i.training.unet import UNetRecipe, UNetTask
 from t2i.training.vae import VAERecipe, VAETask
@@ -79,7 +82,16 @@ def make_components(folder: Path) -> None:
     with torch.no_grad():
         tower.text_model.embeddings.token_embedding.weight.mul_(50)  # so that words, not positions, tell states apart
     CLIPTextEncoder(tower.text_model, None, tokenizer).save(folder)
-    AutoencoderKL(AutoencoderKLConfig(**VAE, scaling_factor=2.5)).save(folder / "vae")
+    autoencoder = AutoencoderKL(AutoencoderKLConfig(**VAE))
+    quant, latent = autoencoder.quant_conv, autoencoder.config.latent_channels
+    with torch.no_grad():  # latents that tell pictures apart: means that differ more, and little noise
+        quant.weight[latent:].zero_()  # pyright: ignore
+        quant.bias[latent:].fill_(-6)  # pyright: ignore
+        quant.weight[:latent].mul_(4)  # pyright: ignore
+        pictures = open_pictures(DataConfig.model_validate(scenes(8)), 16, "", quiet=True).batch(list(range(8)))
+        scale = latent_scale(autoencoder.encode(pictures))
+    autoencoder.config = autoencoder.config.model_copy(update={"scaling_factor": scale})
+    autoencoder.save(folder / "vae")
 
 
 def task(kind: str, values: dict[str, Any]) -> Any:
