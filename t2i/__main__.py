@@ -1,5 +1,6 @@
 """`t2i` and `python -m t2i`: the exit codes stand here. 0 done, 1 the run failed, 2 bad input, 130 interrupted."""
 
+import os
 import sys
 
 
@@ -11,7 +12,8 @@ def main() -> None:
     try:
         app()
     except ValueError as error:
-        print(f"t2i: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # every rank meets the same fault
+            print(f"t2i: {error}", file=sys.stderr)
         sys.exit(2)
     except RunFailed as error:
         print(f"t2i: {error}", file=sys.stderr)

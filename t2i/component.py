@@ -62,7 +62,13 @@ class Component(nn.Module):
     def load(cls, folder: str | Path, dtype: torch.dtype | None = None) -> Self:
         """The component in `folder`, in eval mode; missing, unexpected or mis-shaped keys are a ValueError."""
         folder = Path(folder)
-        config = cls.Config.read(folder / "config.json")
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder")
+        values = read_json(folder / "config.json")
+        kind = values.get("_class_name", values.get("model_type", cls.diffusers_class))
+        if kind != cls.diffusers_class:
+            raise ValueError(f"{folder}: this is a {kind}, not a {cls.diffusers_class}")
+        config = cls.Config.parse(values, str(folder / "config.json"))
         state = cls.rename_keys(load_weights(folder, cls.weights_name))
         with torch.device("meta"):
             network = cls(config)
@@ -109,7 +115,10 @@ def load_weights(folder: Path, name: str) -> dict[str, Tensor]:
     if not path.is_file():
         pickles = [p.name for p in sorted(folder.glob("*")) if p.suffix in PICKLES]
         if pickles:
-            raise ValueError(f"{folder}: {pickles[0]} is a pickle, which can run code; only safetensors are loaded")
+            raise ValueError(
+                f"{folder}: {pickles[0]} is a pickle, which can run code; only safetensors are "
+                "loaded: save it as safetensors first, where you trust it"
+            )
         raise ValueError(f"{folder}: no {name}: the folder holds no weights for this component")
     return read_safetensors(path)
 

@@ -40,6 +40,8 @@ class TrainConfig(Section):
     clip_norm: float | None = Field(default=1.0, gt=0, description="the gradient's norm is clipped to this")
     ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the moving average of the weights")
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_quoted)] = "no"
+    gradient_checkpointing: bool = Field(default=False, description="U-Net: compute layers twice to hold less memory")
+    attention: Literal["sdpa", "xformers"] = Field(default="sdpa", description="xformers is tried against sdpa first")
     init: str | None = Field(default=None, description="a component folder to start from, instead of random weights")
     log_every: int = Field(default=50, gt=0)
     validate_every: int = Field(default=1000, gt=0)
@@ -59,6 +61,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str], model: type[R]) -> R
         raise ValueError(f"{path}: not readable YAML ({error})") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a recipe is a mapping of keys to values")
+    kind = "unet" if "unet" in values else "vae" if isinstance(values.get("vae"), dict) else None
+    if kind is not None and kind not in model.model_fields:
+        raise ValueError(f"{path}: this is a recipe for `t2i train {kind}`")
     for text in overrides:
         override(values, text)
     try:
@@ -92,7 +97,8 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
         if fault["type"] == "extra_forbidden":
             known = _fields_at(model, fault["loc"][:-1])
             near = difflib.get_close_matches(str(fault["loc"][-1]), known, 1, 0.5)
-            hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(sorted(known))}"
+            where = ".".join([*map(str, fault["loc"][:-1]), *near])
+            hint = f"did you mean `{prefix}{where}`?" if near else f"known keys: {', '.join(sorted(known))}"
             lines.append(f"unknown key `{key}`; {hint}")
         else:
             message = fault["msg"].removeprefix("Value error, ")

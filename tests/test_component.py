@@ -97,7 +97,7 @@ def test_config_faults_name_the_file_and_the_key(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json: not readable JSON"):
         Line.load(tmp_path)
-    with pytest.raises(ValueError, match=r"nothing/config\.json: no such file"):
+    with pytest.raises(ValueError, match=r"nothing: no such folder"):
         Line.load(tmp_path / "nothing")
 
 
@@ -179,3 +179,9 @@ def test_files_follow_the_umask(tmp_path, mask, file, folder):
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "line").stat().st_mode) == folder
     assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "line").iterdir()} == {file}
+
+
+def test_another_components_folder_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL"}', encoding="utf8")
+    with pytest.raises(ValueError, match=r"this is a AutoencoderKL, not a "):
+        Line.load(tmp_path)

@@ -53,10 +53,10 @@ def test_defaults_file_and_overrides_in_that_order(tmp_path):
 @pytest.mark.parametrize(
     ("text", "overrides", "said"),
     [
-        (GOOD + "  stepz: 3\n", (), "unknown key `train.stepz`; did you mean `steps`?"),
-        (GOOD, ("train.warmup=3",), "unknown key `train.warmup`; did you mean `warmup_steps`?"),
+        (GOOD + "  stepz: 3\n", (), "unknown key `train.stepz`; did you mean `train.steps`?"),
+        (GOOD, ("train.warmup=3",), "unknown key `train.warmup`; did you mean `train.warmup_steps`?"),
         (GOOD + "iner: {}\n", (), "unknown key `iner`; did you mean `inner`?"),
-        (GOOD, ("maybe.widht=3",), "unknown key `maybe.widht`; did you mean `width`?"),
+        (GOOD, ("maybe.widht=3",), "unknown key `maybe.widht`; did you mean `maybe.width`?"),
         (GOOD, ("inner.qqqq=3",), "unknown key `inner.qqqq`; known keys: names, width"),
         (
             GOOD + "  mixed_precision: no\n",
@@ -108,3 +108,10 @@ def test_override_makes_the_sections_it_needs():
     override(values, "a.c.d=[1, 2]")
     override(values, "x=no")
     assert values == {"a": {"b": 1, "c": {"d": [1, 2]}}, "x": False}
+
+
+@pytest.mark.parametrize("text", ["unet: {layers_per_block: 1}\nvae: runs/vae\n", "vae: {latent_channels: 4}\n"])
+def test_a_recipe_of_another_component_is_named(tmp_path, text):
+    kind = text.split(":")[0]
+    with pytest.raises(ValueError, match=f"recipe.yaml: this is a recipe for `t2i train {kind}`"):
+        load(tmp_path, text + GOOD)

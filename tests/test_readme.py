@@ -26,6 +26,13 @@ def test_command_parses(words):
     assert recipe is None or (ROOT / recipe).is_file()
 
 
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.S))
+def test_python_runs(block, monkeypatch, tmp_path):
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "README.md", "exec"), {})
+
+
 def test_named_files_exist():
     scripts = [word for words in COMMANDS for word in words if word.startswith("scripts/")]
     links = re.findall(r"\]\(([^)#:]+)\)", README)

@@ -10,6 +10,17 @@ from typing import Annotated, Any
 import typer
 
 SHIPPED = Path("checkpoints/glyphs")
+# The pipeline's arguments by the names that they have here.
+FLAGS = {
+    "num_images_per_prompt": "--count",
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--cfg",
+    "batch_size": "--batch-size",
+    "seeds: ": "--seed: ",
+    "solver =": "--solver =",
+    "eta =": "--eta =",
+    "device =": "--device =",
+}
 DTYPES = {
     "fp32": "float32",
     "fp16": "float16",
@@ -71,7 +82,13 @@ def generate(
         "width": width,
         "batch_size": batch_size,
     }
-    _run(find_model(model), options, out, device, DTYPES[dtype])
+    try:
+        _run(find_model(model), options, out, device, DTYPES[dtype])
+    except ValueError as error:
+        message = str(error)
+        for name, flag in FLAGS.items():
+            message = message.replace(name, flag)
+        raise ValueError(message) from None
 
 
 def _run(model: Path, options: dict[str, Any], out: Path, device: str | None, dtype: str) -> None:
@@ -112,7 +129,7 @@ def _run(model: Path, options: dict[str, Any], out: Path, device: str | None, dt
         with progress("steps", walk * len(job.batches)) as report:
 
             def step(_pipeline: Any, index: int, _timestep: int, _tensors: Any) -> None:
-                report(done * walk + index + 1, f"{pictures.next - pictures.first} pictures")
+                report(done * walk + index + 1)
 
             for batch in pipeline.run(job, callback=step):
                 for picture in batch:

@@ -40,20 +40,29 @@ def unet(recipe: RecipePath, overrides: Overrides = None) -> None:
 def precompute(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Write the cache of latents and text states that a U-Net recipe needs."""
     from t2i.config import load_recipe
-    from t2i.training.unet import UNetRecipe, build_caches
+    from t2i.training.unet import UNetRecipe, build_caches, load_frozen
 
-    build_caches(load_recipe(recipe, overrides or [], UNetRecipe))
+    wanted = load_recipe(recipe, overrides or [], UNetRecipe)
+    caches = build_caches(wanted, load_frozen(wanted))
+    typer.echo(f"{wanted.cache}: latents and text states of {' and '.join(str(len(c)) for c in caches)} pictures")
 
 
 def _run(path: Path, overrides: list[str] | None, model: Any, task: Any) -> None:
     """Load the recipe, print it, train."""
+    import yaml
+
     from t2i.config import load_recipe
     from t2i.training.loop import train
+    from t2i.training.plan import Plan
     from t2i.training.ranks import ranks
+    from t2i.training.resume import check_run
 
     recipe = load_recipe(path, overrides or [], model)
     quiet = not ranks().is_main_process
     if not quiet:
         changed = recipe.model_dump(mode="json", exclude_defaults=True)
-        typer.echo(f"{path}: {changed}")
+        typer.echo(f"# {path}, what differs from the defaults\n{yaml.safe_dump(changed, sort_keys=False)}")
+    # What can be refused is refused before the pictures are read.
+    Plan.of(recipe.train, ranks().num_processes, task.couples_batch)
+    check_run(recipe.run, recipe.model_dump(mode="json"))
     train(task(recipe, quiet=quiet), recipe.train, recipe.seed, recipe.run, recipe.model_dump(mode="json"))

@@ -21,17 +21,19 @@ class Report:
 
     rows: int
     excluded: int = 0  # by the exclude list
+    apart: int = 0  # the other part of a split
     missing: int = 0  # listed in the metadata, not on disk
     unlisted: int = 0  # on disk, not listed in the metadata
     empty_captions: int = 0  # allowed, and used
 
     @property
     def used(self) -> int:
-        return self.rows - self.excluded - self.missing
+        return self.rows - self.excluded - self.apart - self.missing
 
     def __str__(self) -> str:
         said = {
             "left out by the exclude list": self.excluded,
+            "in the other part of the split": self.apart,
             "listed but missing on disk": self.missing,
             "pictures on disk that the metadata does not list": self.unlisted,
             "with an empty caption": self.empty_captions,

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import ImageColor
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -10,9 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from t2i.data.folder import FolderSource
 from t2i.data.record import Record, Report, Source, fingerprint
 from t2i.data.scenes import ScenesSource
+from t2i.randomness import permutation
 
-__all__ = ["DataConfig", "Record", "Report", "Source", "Subset", "open_source"]
+__all__ = ["DataConfig", "Record", "Report", "Source", "Subset", "open_source", "split"]
 
+MIN_SPLIT = 4
 ONLY_FOR = {
     "count": ("scenes",),
     "seed": ("scenes",),
@@ -38,6 +40,11 @@ class DataConfig(BaseModel):
     exclude: str | None = Field(None, description="text file, one caption a line: these rows are left out")
     allow_empty_captions: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_the_default(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if value is not None}
+
     @field_validator("background")
     @classmethod
     def _colour(cls, name: str) -> str:
@@ -50,16 +57,19 @@ class DataConfig(BaseModel):
             raise ValueError(f"data.path is needed for data.source={self.source}: a {self.source}, or a list of them")
         for key, sources in ONLY_FOR.items():
             if self.source not in sources and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"data.{key} means nothing for data.source={self.source} (only {', '.join(sources)})")
+                raise ValueError(
+                    f"data.{key} means nothing for data.source={self.source} (only {', '.join(sources)}): "
+                    f"leave it out, or set data.{key}=null"
+                )
         return self
 
 
 class Subset:
-    """The rows `kept` of a source, in its order."""
+    """The rows `kept` of a source, in its order; `why` is the entry of the report that counts the others."""
 
-    def __init__(self, source: Source, kept: list[int]):
+    def __init__(self, source: Source, kept: list[int], why: Literal["excluded", "apart"] = "excluded"):
         self._source, self._kept = source, kept
-        self.report = replace(source.report, excluded=source.report.excluded + len(source) - len(kept))
+        self.report = replace(source.report, **{why: getattr(source.report, why) + len(source) - len(kept)})
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -73,6 +83,16 @@ class Subset:
 
     def fingerprint(self) -> str:
         return fingerprint(["subset", self._source.fingerprint()], map(str, self._kept))
+
+
+def split(source: Source, seed: int) -> tuple[Source, Source]:
+    """A source without a validation set in two: training rows, and every 20th (2 to 512 rows) set apart."""
+    n = len(source)
+    if n < MIN_SPLIT:
+        raise ValueError(f"{n} pictures are too few to set some apart for validation: name others with validation.path")
+    rows = permutation(n, seed, "validation").tolist()
+    held = min(max(2, n // 20), 512)
+    return Subset(source, sorted(rows[held:]), "apart"), Subset(source, sorted(rows[:held]), "apart")
 
 
 def open_source(config: DataConfig, recipe_folder: str | Path | None = None) -> Source:

@@ -267,7 +267,7 @@ def check_finite(x: Tensor, stage: str) -> None:
 def check_device(device: torch.device | str) -> None:
     """Raise ValueError for a device that this machine has not."""
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).tolist()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         cause = str(error).splitlines()[0]
         raise ValueError(f"device = {str(device)!r} cannot be used here ({cause}); 'cpu' always can") from None

@@ -107,7 +107,8 @@ class CLIPTextEncoder(nn.Module):
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write `folder/text_encoder/` and `folder/tokenizer/` as diffusers lays them out."""
         with atomic_folder(Path(folder) / "text_encoder") as tmp:
-            write_json(tmp / "config.json", self._config())
+            # Without it transformers takes the file's dtype, and a stock pipeline mixes half with its own float32.
+            write_json(tmp / "config.json", self._config() | {"dtype": "float32"})
             save_weights(self.named_tensors(), tmp / WEIGHTS, dtype)
         with atomic_folder(Path(folder) / "tokenizer") as tmp:
             save_tokenizer(self.tokenizer, tmp)

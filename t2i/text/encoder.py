@@ -26,6 +26,8 @@ def load_text_encoder(
     """
     folder = Path(name_or_folder)
     if not folder.is_dir():
+        if folder.is_absolute() or len(folder.parts) > 2 or str(name_or_folder).startswith("."):
+            raise ValueError(f"{folder}: no such folder")  # a hub name is NAME or OWNER/NAME
         folder = download(str(name_or_folder))
     config = find_folders(folder)[0] / "config.json"
     kind = read_json(config).get("model_type")

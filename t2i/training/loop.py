@@ -21,6 +21,7 @@ from t2i.config import TrainConfig
 from t2i.data.grid import picture_grid
 from t2i.errors import RunFailed
 from t2i.memory import keep_freed_memory
+from t2i.nn.attention import set_attention_backend
 from t2i.progress import progress
 from t2i.training import checkpoint
 from t2i.training.checkpoint import Parts
@@ -106,6 +107,9 @@ def _steps(
 
 def _prepare(network: nn.Module, config: TrainConfig, accelerator: Accelerator) -> Trained:
     network.to(accelerator.device).train()
+    set_attention_backend(
+        network, config.attention, {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.mixed_precision)
+    )
     ema = EMA(network, config.ema) if config.ema else None
     wrapped, optimizer = accelerator.prepare(network, adamw(network.parameters(), config))
     return Trained(network, wrapped, optimizer, ema)
@@ -152,7 +156,8 @@ def _step(
             if not (scaled and stage == "backward pass") and not torch.isfinite(sums[term]):
                 raise RunFailed(
                     f"step {step + 1}: `{term}` of `{name}` is {sums[term].item()} after the {stage}; nothing was "
-                    f"updated. Lower train.lr, or set train.mixed_precision='no'; the last checkpoint is whole"
+                    f"updated, and checkpoints are as before. Lower train.lr or set train.mixed_precision='no', "
+                    f"in a new folder: out=FOLDER"
                 )
         for group in player.optimizer.param_groups:
             group["lr"] = lr

@@ -7,13 +7,35 @@ from torch import Tensor
 
 from t2i.data.dataset import Pictures
 from t2i.data.order import batch_indices
-from t2i.data.source import DataConfig, open_source
+from t2i.data.source import DataConfig, Source, open_source, split
 from t2i.progress import progress
+from t2i.training.recipes import Recipe
+
+
+def open_both(recipe: Recipe, quiet: bool = False) -> tuple[Pictures, Pictures]:
+    """The training and the validation pictures; without `validation` some of `data` are set apart for it."""
+    source = open_source(recipe.data)
+    if recipe.validation is None:
+        config, (source, held_out) = recipe.data, split(source, recipe.seed)
+    else:
+        config = recipe.validation
+        try:
+            held_out = open_source(config)
+        except ValueError as error:  # the source speaks of its keys as those of `data`
+            raise ValueError(str(error).replace("data.", "validation.")) from None
+    return (
+        read(source, recipe.data, recipe.size, "training pictures", quiet),
+        read(held_out, config, recipe.size, "validation pictures", quiet),
+    )
 
 
 def open_pictures(config: DataConfig, size: int, label: str, quiet: bool = False) -> Pictures:
     """The pictures of a source, every one decoded once; what was left out is printed."""
-    source = open_source(config)
+    return read(open_source(config), config, size, label, quiet)
+
+
+def read(source: Source, config: DataConfig, size: int, label: str, quiet: bool) -> Pictures:
+    """Decode every picture of a source once."""
     pictures = Pictures(source, size, config.background, config.max_bad_share)
     with progress(f"reading {label}", len(source), quiet=quiet) as report:
         found = pictures.scan(report)

@@ -12,10 +12,8 @@ from t2i.autoencoder.kl import AutoencoderKL
 from t2i.conditioning import Conditioning
 from t2i.data.cache import Cache, build_cache, cache_parts, open_cache
 from t2i.data.dataset import Pictures
-from t2i.data.source import DataConfig
 from t2i.progress import progress
 from t2i.text.clip import CLIPTextEncoder
-from t2i.training.pictures import open_pictures
 from t2i.training.ranks import ranks
 
 BATCH = 64
@@ -30,17 +28,16 @@ class Frozen:
     text_layer: int | None
 
 
-def open_or_build(folder: str, frozen: Frozen, data: DataConfig, size: int, label: str, quiet: bool = False) -> Cache:
+def open_or_build(folder: str, frozen: Frozen, pictures: Pictures, label: str, quiet: bool = False) -> Cache:
     """The cache of these pictures, built where it is missing; every truncated caption is counted and said.
 
     One process builds: the main one of a run, and one run at a time in a folder; the others wait.
     """
-    pictures = open_pictures(data, size, label, quiet)
     usable = pictures.usable
     parts = cache_parts(
         data=f"{pictures.source.fingerprint()}, {len(usable)} readable",
         size=pictures.size,
-        background=data.background,
+        background=pictures.background,
         vae=frozen.vae.fingerprint(),
         text_encoder=frozen.text.fingerprint(),
         layer=frozen.text_layer,
@@ -64,7 +61,7 @@ def open_or_build(folder: str, frozen: Frozen, data: DataConfig, size: int, labe
     with (
         ranks().main_process_first(),
         (Path(folder) / ".lock").open("w") as lock,
-        progress(f"caching {label}", 2 * len(usable), quiet=quiet) as report,
+        progress(f"caching {label}", len(usable) + len({"", *texts}), quiet=quiet) as report,
     ):
         fcntl.flock(lock, fcntl.LOCK_EX)
         build_cache(

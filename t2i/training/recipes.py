@@ -15,7 +15,9 @@ class Recipe(Section):
     seed: int = Field(default=0, ge=0)
     size: int = Field(default=64, gt=0, description="side of the pictures, in pixels")
     data: DataConfig = Field(description="the training pictures; relative paths start in the current folder")
-    validation: DataConfig = Field(description="never trained on")
+    validation: DataConfig | None = Field(
+        default=None, description="never trained on; without it, every 20th picture of `data` is set apart"
+    )
     train: TrainConfig
 
     @property

@@ -27,12 +27,7 @@ def resume(run: Path, parts: Parts, recipe: dict[str, Any], accelerator: Acceler
             write_json(run / "recipe.json", recipe)
             write_json(run / "environment.json", environment(accelerator))
         return 0
-    changed = list(differences(read_json(newest / "state.json")["recipe"], recipe))
-    if changed:
-        raise ValueError(
-            f"{run} was begun with another recipe: {'; '.join(changed)}. Give that recipe again, or begin a new run "
-            f"with out=FOLDER"
-        )
+    check_state(run, read_json(newest / "state.json"), recipe)
     state = checkpoint.load(newest, parts)
     if accelerator.scaler is not None and state["scaler"]:
         accelerator.scaler.load_state_dict(state["scaler"])
@@ -46,10 +41,34 @@ def resume(run: Path, parts: Parts, recipe: dict[str, Any], accelerator: Acceler
     return state["step"]
 
 
+def check_run(run: Path, recipe: dict[str, Any]) -> None:
+    """Refuse, before anything is read, a folder that is none or whose run this recipe cannot go on with."""
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"out={run} is a file: name a folder")
+    for newest in sorted(run.glob("checkpoints/step_*/state.json"))[-1:]:
+        check_state(run, read_json(newest), recipe)
+
+
+def check_state(run: Path, state: dict[str, Any], recipe: dict[str, Any]) -> None:
+    """Refuse to go on from a checkpoint with another recipe, or to fewer steps than were done."""
+    if changed := list(differences(state["recipe"], recipe)):
+        raise ValueError(
+            f"{run} was begun with another recipe: {'; '.join(changed)}. Give that recipe again, or begin a new run "
+            f"with out=FOLDER"
+        )
+    if state["step"] > recipe["train"]["steps"]:
+        raise ValueError(
+            f"{run} is at step {state['step']} already, beyond train.steps={recipe['train']['steps']}: raise it, or "
+            f"begin a new run with out=FOLDER"
+        )
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
     """The keys of a recipe that may not change during a run and did."""
     for key in sorted(old.keys() | new.keys()):
-        a, b = old.get(key), new.get(key)
+        if key not in old:  # unknown to the version that began the run, which did what the default does
+            continue
+        a, b = old[key], new.get(key)
         if (prefix == "train." and key in FREE) or (prefix == "" and key in PLACES):
             continue
         if isinstance(a, dict) and isinstance(b, dict):

@@ -18,7 +18,7 @@ from t2i.text.neighbours import Neighbours
 from t2i.text.tokenizer import learn_tokenizer, tokenize
 from t2i.text.towers import ContrastivePair, ImageTower, ImageTowerConfig, TextTowerConfig, text_tower
 from t2i.training.contrast import ContrastiveLoss, name, recall
-from t2i.training.pictures import open_pictures
+from t2i.training.pictures import open_both
 from t2i.training.recipes import Recipe
 
 BATCH = 128  # pairs a forward pass when measuring
@@ -55,8 +55,7 @@ class TextEncoderTask:
 
     def __init__(self, recipe: TextEncoderRecipe, quiet: bool = False) -> None:
         self.recipe = recipe
-        self.pictures = open_pictures(recipe.data, recipe.size, "training pictures", quiet)
-        self.held_out = open_pictures(recipe.validation, recipe.size, "validation pictures", quiet)
+        self.pictures, self.held_out = open_both(recipe, quiet)
         self.captions = self.pictures.texts()
         self.neighbours = Neighbours(self.captions)
         torch.manual_seed(randomness.generator(recipe.seed, "init").initial_seed())

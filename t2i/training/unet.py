@@ -19,6 +19,7 @@ from t2i.generator.unet import UNet
 from t2i.generator.unet_config import UNetConfig
 from t2i.pipeline import Defaults, Pipeline
 from t2i.text.encoder import load_text_encoder
+from t2i.training.pictures import open_both
 from t2i.training.precompute import Frozen, open_or_build, standardised_projector
 from t2i.training.ranks import ranks
 from t2i.training.recipes import Recipe
@@ -62,13 +63,11 @@ class UNetTask:
         self.recipe = recipe
         self.frozen = load_frozen(recipe)
         vae, text = self.frozen.vae, self.frozen.text
-        self.cache = open_or_build(recipe.cache, self.frozen, recipe.data, recipe.size, "training pictures", quiet)
-        self.held_out = open_or_build(
-            recipe.cache, self.frozen, recipe.validation, recipe.size, "validation pictures", quiet
-        )
+        self.cache, self.held_out = build_caches(recipe, self.frozen, quiet)
         self.null = self.cache.null
         torch.manual_seed(randomness.generator(recipe.seed, "init").initial_seed())
         self.unet = self._network(recipe, vae, text.width)
+        self.unet.enable_gradient_checkpointing(recipe.train.gradient_checkpointing)
         self.generator = LatentDiffusion.from_config(self.unet, recipe.scheduler)
         self.players: dict[str, nn.Module] = {"unet": self.unet}
         self.pipeline = Pipeline(
@@ -168,16 +167,23 @@ def timestep(rows: Int[Tensor, " b"], T: int) -> Int[Tensor, " b"]:
 def load_frozen(recipe: UNetRecipe) -> Frozen:
     """The text encoder and the autoencoder of a recipe, frozen, on this process's device."""
     device = ranks().device
-    text = load_text_encoder(recipe.text_encoder, recipe.text_layer)
-    vae = AutoencoderKL.load(recipe.vae)
-    vae.requires_grad_(False)
+    try:
+        text = load_text_encoder(recipe.text_encoder, recipe.text_layer)
+    except ValueError as error:
+        raise ValueError(f"text_encoder={recipe.text_encoder}: {error}") from None
+    try:
+        folder = Path(recipe.vae)
+        vae = AutoencoderKL.load(folder / "vae" if (folder / "vae").is_dir() else folder).requires_grad_(False)
+    except ValueError as error:
+        raise ValueError(f"vae={recipe.vae}: {error}") from None
     if recipe.size % vae.factor:
         raise ValueError(f"size={recipe.size} is not a multiple of the autoencoder's factor {vae.factor}")
     return Frozen(text.to(device), vae.to(device), recipe.text_layer)
 
 
-def build_caches(recipe: UNetRecipe) -> list[Cache]:
-    """`t2i precompute`: the caches of a recipe, without training."""
-    frozen = load_frozen(recipe)
-    named = {"training pictures": recipe.data, "validation pictures": recipe.validation}
-    return [open_or_build(recipe.cache, frozen, data, recipe.size, label) for label, data in named.items()]
+def build_caches(recipe: UNetRecipe, frozen: Frozen, quiet: bool = False) -> list[Cache]:
+    """The caches of a recipe's training and validation pictures: all that `t2i precompute` does."""
+    return [
+        open_or_build(recipe.cache, frozen, pictures, label, quiet)
+        for pictures, label in zip(open_both(recipe, quiet), ("training pictures", "validation pictures"), strict=True)
+    ]

@@ -13,7 +13,7 @@ from t2i.autoencoder import metrics
 from t2i.autoencoder.kl import AutoencoderKL, AutoencoderKLConfig, Gaussian
 from t2i.autoencoder.loss import autoencoder_loss
 from t2i.config import Section
-from t2i.training.pictures import open_pictures, order
+from t2i.training.pictures import open_both, order
 from t2i.training.recipes import Recipe
 
 BATCH = 64  # pictures a forward pass when measuring
@@ -42,8 +42,7 @@ class VAETask:
 
     def __init__(self, recipe: VAERecipe, quiet: bool = False) -> None:
         self.recipe = recipe
-        self.pictures = open_pictures(recipe.data, recipe.size, "training pictures", quiet)
-        self.held_out = open_pictures(recipe.validation, recipe.size, "validation pictures", quiet)
+        self.pictures, self.held_out = open_both(recipe, quiet)
         torch.manual_seed(randomness.generator(recipe.seed, "init").initial_seed())
         config = recipe.vae.model_copy(update={"sample_size": recipe.size})
         self.vae = AutoencoderKL.load(recipe.train.init) if recipe.train.init else AutoencoderKL(config)

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from t2i.data.record import fingerprint
-from t2i.data.source import DataConfig, open_source
+from t2i.data.source import DataConfig, open_source, split
 
 
 def parquet(path, **more):
@@ -298,3 +298,23 @@ def test_parquet_fingerprint_sees_pictures_and_captions(write_parquet, png):
 def test_no_two_lists_share_a_fingerprint_by_joining():
     lists = [(["ab", "c"],), (["a", "bc"],), (["abc"],), (["ab"], ["c"]), (["ab", "c"], []), (["ab", "", "c"],)]
     assert len({fingerprint(*parts) for parts in lists}) == len(lists)
+
+
+def test_split_sets_the_same_rows_apart_and_loses_none():
+    source = open_source(DataConfig(source="scenes", count=100))
+    train, held = split(source, 3)
+    assert (len(train), len(held)) == (95, 5)
+    assert {r for part in (train, held) for r in (part[i].key for i in range(len(part)))} == {
+        source[i].key for i in range(100)
+    }
+    assert split(source, 3)[1].fingerprint() == held.fingerprint() != split(source, 4)[1].fingerprint()
+    assert str(train.report) == "95 of 100 rows used, 5 in the other part of the split"
+    with pytest.raises(ValueError, match=r"3 pictures are too few.*validation\.path"):
+        split(open_source(DataConfig(source="scenes", count=3)), 0)
+
+
+def test_null_takes_a_key_back_to_its_default():
+    values = {"source": "folder", "path": "x", "count": None, "seed": None}
+    assert DataConfig.model_validate(values).count == 4096
+    with pytest.raises(ValueError, match=r"data\.count means nothing.*data\.count=null"):
+        DataConfig.model_validate(values | {"count": 7})

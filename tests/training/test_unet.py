@@ -12,7 +12,7 @@ from t2i.data.source import open_source
 from t2i.pipeline import Pipeline
 from t2i.training.pictures import open_pictures
 from t2i.training.precompute import standardised_projector
-from t2i.training.unet import UNetRecipe, build_caches, timestep
+from t2i.training.unet import UNetRecipe, build_caches, load_frozen, timestep
 
 from . import tiny
 
@@ -142,7 +142,8 @@ def test_projector_standardises_the_states():
 
 def test_precompute_builds_what_training_reads(components, tmp_path, capsys):
     values = tiny.unet(tmp_path / "run", components, pictures=5, steps=1) | {"cache": str(tmp_path / "cache")}
-    caches = build_caches(UNetRecipe.model_validate(values))
+    recipe = UNetRecipe.model_validate(values)
+    caches = build_caches(recipe, load_frozen(recipe))
     assert [len(cache) for cache in caches] == [5, 3]
     assert "training pictures: 5 of 5 rows used" in capsys.readouterr().err
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
