@@ -40,7 +40,7 @@ def recipe(tmp_path):
 def test_trains_and_says_what_it_does(t2i, recipe, tmp_path):
     code, out, err = t2i("train", "vae", recipe, "train.steps=3", "seed=7")
     assert code == 0
-    assert "steps 0..3, global batch 4 = 4 x 1 accumulated x 1 processes, 8 samples" in out and "'seed': 7" in out
+    assert "steps 0..3, global batch 4 = 4 x 1 accumulated x 1 processes, 8 samples" in out and "seed: 7" in out
     assert "training pictures: 8 of 8 rows used; 8 pictures, all readable" in err and "run 3/3" in err
     assert read_json(tmp_path / "run" / "recipe.json")["train"]["steps"] == 3
     assert (tmp_path / "run" / "vae" / "config.json").is_file()
@@ -68,8 +68,8 @@ def test_a_run_that_fails_exits_with_1(t2i, recipe, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["train.stepz=3"], "unknown key `train.stepz`; did you mean `steps`?"),
-        (["vae.latent_chanels=3"], "unknown key `vae.latent_chanels`; did you mean `latent_channels`?"),
+        (["train.stepz=3"], "unknown key `train.stepz`; did you mean `train.steps`?"),
+        (["vae.latent_chanels=3"], "unknown key `vae.latent_chanels`; did you mean `vae.latent_channels`?"),
         (["train.mixed_precision=no"], "quote it: 'no'"),
         (["train.micro_batch=3"], "train.global_batch=4 is not a multiple of train.micro_batch=3 x 1 processes"),
         (["data={source: folder, path: /no/such/place}"], "data.path = '/no/such/place' does not exist"),
@@ -77,7 +77,7 @@ def test_a_run_that_fails_exits_with_1(t2i, recipe, tmp_path):
         (["data={source: nowhere}"], "`data.source`: Input should be 'folder', 'parquet' or 'scenes'"),
         (["data.count=0"], "`data.count`"),
         (["vae.block_out_channels=[6, 8]"], "not a multiple of `norm_num_groups` = 4"),
-        (["train.init=/no/such/place"], "/no/such/place/config.json: no such file"),
+        (["train.init=/no/such/place"], "/no/such/place: no such folder"),
         (["loss.reconstruction=l3"], "`loss.reconstruction`: Input should be 'l1' or 'l2'"),
         (["size=15"], "size=15 is not a multiple of the autoencoder's factor 2"),
         (["train.steps"], "an override has the form key=value"),
@@ -86,6 +86,19 @@ def test_a_run_that_fails_exits_with_1(t2i, recipe, tmp_path):
 def test_bad_input_exits_with_2_and_names_the_key(t2i, recipe, overrides, said):
     code, _, err = t2i("train", "vae", recipe, *overrides)
     assert code == 2 and said in err, err
+
+
+def test_what_a_run_cannot_go_on_with_is_refused_before_pictures_are_read(t2i, recipe, tmp_path):
+    assert t2i("train", "vae", recipe)[0] == 0
+    for override, said in (
+        ("train.lr=1", "was begun with another recipe: `train.lr` was"),
+        ("train.steps=1", "is at step 2 already, beyond train.steps=1"),
+    ):
+        code, _, err = t2i("train", "vae", recipe, override)
+        assert code == 2 and said in err and "reading" not in err
+    (tmp_path / "file").write_text("")
+    code, _, err = t2i("train", "vae", recipe, f"out={tmp_path / 'file'}")
+    assert code == 2 and "is a file: name a folder" in err
 
 
 def test_an_empty_folder_and_a_missing_recipe_are_named(t2i, recipe, tmp_path):
@@ -100,7 +113,7 @@ def test_missing_components_are_named(t2i, components, tmp_path):
     values = tiny.unet(tmp_path / "run", components, steps=1) | {"cache": str(tmp_path / "cache")}
     path = tiny.written(values, tmp_path / "recipe.yaml")
     code, _, err = t2i("train", "unet", path, "vae=/no/such/vae")
-    assert code == 2 and "/no/such/vae/config.json: no such file" in err
+    assert code == 2 and "vae=/no/such/vae: /no/such/vae: no such folder" in err
     code, _, err = t2i("train", "unet", path, f"text_encoder={components / 'vae'}")
     assert code == 2 and "is not a text encoder" in err
     code, _, err = t2i("train", "unet", path, "sample.solver=euler")

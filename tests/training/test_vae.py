@@ -28,6 +28,7 @@ def test_batches_are_functions_of_seed_step_and_sample(tmp_path):
     assert not task.order(0, 6, 0).equal(task.order(0, 6, 1))
     pair, alone = task.batch(torch.tensor([3, 5]), 7), task.batch(torch.tensor([5]), 7)
     assert pair["pixels"][1:].equal(alone["pixels"]) and pair["eps"][1:].equal(alone["eps"])
+    assert not pair["eps"][0].equal(pair["eps"][1])
     assert not task.batch(torch.tensor([5]), 8)["eps"].equal(alone["eps"])
     other = tiny.task("vae", tiny.vae(tmp_path, pictures=6, steps=1) | {"seed": 1})
     assert not other.batch(torch.tensor([5]), 7)["eps"].equal(alone["eps"])
