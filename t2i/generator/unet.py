@@ -1,5 +1,6 @@
 """The conditional U-Net of latent diffusion (Rombach et al. 2022), parameter for parameter a `UNet2DConditionModel`."""
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Num
 from torch import Tensor, nn
@@ -56,7 +57,11 @@ class UNet(Component):
 
     def embed_text(self, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
         """The states that cross-attention reads, and the mask if padding is hidden from it."""
-        tokens = cond.tokens if self.encoder_hid_proj is None else self.encoder_hid_proj(cond.tokens)
+        tokens = cond.tokens
+        if self.encoder_hid_proj is not None:
+            # Not in autocast's precision: the projector takes differences of states that are nearly equal.
+            with torch.autocast(tokens.device.type, enabled=False):
+                tokens = self.encoder_hid_proj(tokens)
         return tokens, cond.mask if self.mask_padding else None
 
     def down(self, x: Tensor, context: Context) -> list[Tensor]:

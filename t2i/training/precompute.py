@@ -17,6 +17,7 @@ from t2i.text.clip import CLIPTextEncoder
 from t2i.training.ranks import ranks
 
 BATCH = 64
+RIDGE = 1e-4  # of the largest variance
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,18 @@ def captions_of(pictures: Pictures) -> list[str]:
     return [texts[i] for i in pictures.usable.tolist()]
 
 
-def standardised_projector(states: Tensor, weight: Tensor) -> dict[str, Any]:
-    """`weight` (out, in) and a bias with which a Linear standardises `states` (n, in): mean 0, variance about 1."""
-    mean, std = states.double().mean(0), states.double().std(0)
-    directions = weight.double()
+def whitening_projector(states: Tensor, weight: Tensor) -> dict[str, Any]:
+    """A Linear, from a random `weight` (out, in), that whitens `states` (n, in): mean 0, covariance about 1.
+
+    A text encoder's states vary a hundred times more in some directions than in those that tell things apart; a U-Net
+    that is to read both needs them equally loud. The ridge keeps directions without content from being amplified.
+    """
+    mean, std = states.double().mean(0), states.double().std(0).clamp(min=1e-6)
+    z = (states.double() - mean) / std
+    variances, axes = torch.linalg.eigh(z.T @ z / len(z))
+    whiten = axes @ torch.diag((variances.clamp(min=0) + RIDGE * variances.max()).rsqrt()) @ axes.T
+    left, _, right = torch.linalg.svd(weight.double(), full_matrices=False)
+    directions = left @ right
     directions = directions / directions.square().sum(1, keepdim=True).sqrt()
-    scaled = directions / std.clamp(min=1e-6)
+    scaled = directions @ whiten / std
     return {"weight": scaled.float(), "bias": -(scaled @ mean).float()}

@@ -20,7 +20,7 @@ from t2i.generator.unet_config import UNetConfig
 from t2i.pipeline import Defaults, Pipeline
 from t2i.text.encoder import load_text_encoder
 from t2i.training.pictures import open_both
-from t2i.training.precompute import Frozen, open_or_build, standardised_projector
+from t2i.training.precompute import Frozen, open_or_build, whitening_projector
 from t2i.training.ranks import ranks
 from t2i.training.recipes import Recipe
 
@@ -94,7 +94,7 @@ class UNetTask:
         unet = UNet(config)
         assert unet.encoder_hid_proj is not None
         states = self.cache.conditioning(torch.arange(min(STATES, len(self.cache)))).tokens.flatten(0, 1)
-        unet.encoder_hid_proj.load_state_dict(standardised_projector(states, unet.encoder_hid_proj.weight.detach()))
+        unet.encoder_hid_proj.load_state_dict(whitening_projector(states, unet.encoder_hid_proj.weight.detach()))
         return unet
 
     def __len__(self) -> int:

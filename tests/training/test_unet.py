@@ -11,7 +11,7 @@ from t2i.component import read_safetensors
 from t2i.data.source import open_source
 from t2i.pipeline import Pipeline
 from t2i.training.pictures import open_pictures
-from t2i.training.precompute import standardised_projector
+from t2i.training.precompute import whitening_projector
 from t2i.training.unet import UNetRecipe, build_caches, load_frozen, timestep
 
 from . import tiny
@@ -132,12 +132,20 @@ def test_validation_timesteps_fill_the_range_evenly():
     assert timestep(torch.arange(10), 1000).sub(1).div(100, rounding_mode="floor").unique().numel() >= 9
 
 
-def test_projector_standardises_the_states():
+def test_projector_whitens_the_states():
     torch.manual_seed(0)
-    states = torch.randn(5000, 6) * torch.tensor([0.01, 1, 5, 100, 2, 3]) + torch.tensor([3.0, -70, 0, 9, 1, 500])
-    made = standardised_projector(states, torch.randn(4, 6))
-    out = states.double() @ made["weight"].double().T + made["bias"].double()
-    assert out.mean(0).abs().max() < 1e-3 and out.std(0).sub(1).abs().max() < 0.05
+    mixed = torch.randn(20000, 6) * torch.tensor([1.0, 1, 5, 20, 2, 3]) @ torch.randn(6, 6)
+    states = mixed + torch.tensor([3.0, -70, 0, 9, 1, 500])
+    for out in (4, 6, 9):
+        made = whitening_projector(states, torch.randn(out, 6))
+        seen = states.double() @ made["weight"].double().T + made["bias"].double()
+        assert seen.mean(0).abs().max() < 1e-2
+        spectrum = torch.linalg.eigvalsh(seen.T.cov())[-min(out, 6) :]  # more outputs than inputs: the rest is 0
+        assert spectrum.max() / spectrum.min() < 3
+        assert (
+            torch.linalg.eigvalsh(states.double().T.cov()).max()
+            > 100 * torch.linalg.eigvalsh(states.double().T.cov()).min()
+        )
 
 
 def test_precompute_builds_what_training_reads(components, tmp_path, capsys):
