@@ -191,6 +191,8 @@ def set_attention_backend(module: nn.Module, name: str, dtype: torch.dtype | Non
         raise ValueError(f"attention backend {name!r} is unknown; choose one of {', '.join(BACKENDS)}")
     layers = [layer for layer in module.modules() if isinstance(layer, Attention)]
     if name != "sdpa":
+        if not layers:
+            raise ValueError(f"attention backend {name!r}: {type(module).__name__} has no layer to use it; choose sdpa")
         for head_dim in sorted({layer.head_dim for layer in layers}):
             weight = next(layer for layer in layers if layer.head_dim == head_dim).to_q.weight
             _check_backend(name, head_dim, weight.device, dtype or weight.dtype)

@@ -95,3 +95,9 @@ def test_sdpa_is_the_closed_form():
     mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
     for keys in (None, mask):
         torch.testing.assert_close(BACKENDS["sdpa"](q, k, v, keys), by_hand(q, k, v, keys))
+
+
+def test_a_backend_that_nothing_would_use_is_refused():
+    with pytest.raises(ValueError, match="'xformers': Linear has no layer to use it; choose sdpa"):
+        set_attention_backend(torch.nn.Linear(2, 2), "xformers")
+    set_attention_backend(torch.nn.Linear(2, 2), "sdpa")
