@@ -24,6 +24,7 @@ class TextTowerConfig(Section):
     layers: int = Field(default=4, gt=0)
     heads: int = Field(default=5, gt=0)
     mlp_ratio: int = Field(default=4, gt=0)
+    embedding_std: float = Field(default=10.0, gt=0, description="of the untrained embeddings of tokens and positions")
 
     @model_validator(mode="after")
     def _heads_fit(self) -> "TextTowerConfig":
@@ -33,8 +34,12 @@ class TextTowerConfig(Section):
 
 
 def text_tower(config: TextTowerConfig, tokenizer: CLIPTokenizer, projection_dim: int) -> CLIPTextModelWithProjection:
-    """A fresh text tower for a tokenizer, of transformers' own class: stock CLIPTextModel loads it."""
-    return CLIPTextModelWithProjection(
+    """A fresh text tower for a tokenizer, of transformers' own class: stock CLIPTextModel loads it.
+
+    Its embeddings begin ten times as loud as what the layers add to them. From CLIP's 0.02, contrast alone lets the
+    first layer drown every word in its context, and a generator then learns a thing together with its colours.
+    """
+    tower = CLIPTextModelWithProjection(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=config.width,
@@ -49,6 +54,10 @@ def text_tower(config: TextTowerConfig, tokenizer: CLIPTokenizer, projection_dim
             eos_token_id=token_id(tokenizer, tokenizer.eos_token),
         )
     )
+    for embedding in tower.text_model.embeddings.children():
+        assert isinstance(embedding, nn.Embedding)
+        nn.init.normal_(embedding.weight, std=config.embedding_std)
+    return tower
 
 
 class ImageTowerConfig(ComponentConfig):

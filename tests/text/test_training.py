@@ -180,3 +180,18 @@ def test_bad_sizes_are_named(tmp_path, key, value, message):
         TextTowerConfig.model_validate(TEXT | {key: value})
     with pytest.raises(ValueError, match="groups = 5"):
         ImageTowerConfig.model_validate(IMAGE | {"groups": 5})
+
+
+def test_a_word_keeps_its_state_in_another_context_after_training():
+    torch.manual_seed(0)
+    model = ContrastivePair(ImageTower(ImageTowerConfig(**IMAGE)), text_tower(TextTowerConfig(**TEXT), tokenizer(), 24))
+    pixels, ids, names = batch()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        ContrastiveLoss().loss(*model(pixels, ids), names).backward()
+        optimizer.step()
+    texts = ["red anvil", "blue anvil", "red frog"]
+    with torch.no_grad():
+        states = model.text.text_model(tokenizer()(texts, return_tensors="pt", padding=True).input_ids)[0][:, 2]
+    assert (states[0] - states[1]).norm() < 0.3 * (states[0] - states[2]).norm()
