@@ -51,6 +51,9 @@ class UNetRecipe(Recipe):
     caption_dropout: float = Field(
         0.1, ge=0, lt=1, description="share of captions replaced by the null, each step anew"
     )
+    timestep_bias: float = Field(
+        1.0, ge=1, description="t = T u^(1/bias), u uniform: above 1, noisy t are drawn more often, which need the caption"
+    )
     sample: Sampling = Sampling()
 
 
@@ -113,6 +116,9 @@ class UNetTask:
         t = torch.cat([torch.randint(1, T + 1, (1,), generator=g) for g in draws])
         eps = torch.stack([torch.randn(shape, generator=g) for g in draws])
         latents = moments.sample(torch.stack([torch.randn(shape, generator=g) for g in draws]))
+        if self.recipe.timestep_bias != 1:
+            u = (t - torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in draws])) / T
+            t = (T * u ** (1 / self.recipe.timestep_bias)).ceil().long().clamp(1, T)
         cond = self.cache.conditioning(indices).drop(keep, self.null)
         return {"latents": latents * self.frozen.vae.config.scaling_factor, "cond": cond, "t": t, "eps": eps}
 

@@ -117,6 +117,17 @@ def test_timesteps_noise_and_latents_are_what_algorithm_1_asks_for(task):
     assert (z * eps).mean().abs() < 0.01  # the posterior's noise is not the diffusion's
 
 
+def test_timestep_bias_draws_noisy_steps_more_often(task, components, tmp_path):
+    values = tiny.unet(tmp_path, components, pictures=24, steps=1) | {"caption_dropout": 0.3, "timestep_bias": 3.0}
+    biased = tiny.task("unet", values)
+    rows = torch.arange(24)
+    t = torch.cat([biased.batch(rows, step)["t"] for step in range(80)]).double()
+    assert t.min() >= 1 and t.max() <= 1000
+    for share in (0.5, 0.85):  # P(t <= share T) = share^bias
+        assert (t <= share * 1000).double().mean().item() == pytest.approx(share**3, abs=0.05)
+    torch.testing.assert_close(biased.batch(rows, 0)["eps"], task.batch(rows, 0)["eps"])
+
+
 def test_validation_is_deterministic(task):
     with torch.no_grad():
         first = task.validate(task.players)
