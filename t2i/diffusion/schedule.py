@@ -1,7 +1,10 @@
 """Noise schedules as tables over the paper's t = 0..T, and the lists of levels that solvers walk."""
 
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -10,6 +13,12 @@ from torch import Tensor
 
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "cosine")
 SPACINGS = ("leading", "linspace", "trailing")
+SIGMAS = ("karras", "exponential")
+GRIDS = ("whole", "real", "inner", "table", "lcm")
+LCM_STEPS = 50  # of the teacher's list, of which consistency distillation knows every one
+_LAST_ALPHA_BAR = (
+    2.0**-24
+)  # where a list of sigmas needs a finite first one: stands for alpha_bar_T = 0, as in diffusers
 
 
 class Level(NamedTuple):
@@ -18,6 +27,23 @@ class Level(NamedTuple):
     t: float
     alpha: float
     sigma: float
+
+    @property
+    def ratio(self) -> float:
+        """sigma / alpha, the noise level of 2206.00364, whose x is ours over alpha; infinite for pure noise."""
+        return self.sigma / self.alpha if self.alpha > 0 else math.inf
+
+    @property
+    def half_log_snr(self) -> float:
+        """lambda = log(alpha / sigma) of 2206.00927, infinite where one of them is 0."""
+        if self.alpha == 0 or self.sigma == 0:
+            return math.inf if self.sigma == 0 else -math.inf
+        return math.log(self.alpha) - math.log(self.sigma)
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether less than a grey level of the picture is left in x_t: alpha < 1 / 256."""
+        return self.alpha < 1 / 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +99,23 @@ class Schedule:
             alpha_bar = 1 / (1 + ((low + 1 - t) * ratios[0] + (t - low) * ratios[1]) ** 2)
         return Level(float(t), math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
 
+    @cached_property
+    def log_ratios(self) -> list[float]:
+        """log(sigma_t / alpha_t) of t = 1..T, with a finite last one."""
+        alpha_bar = self.alpha_bar[1:].clone()
+        alpha_bar[-1] = alpha_bar[-1] if alpha_bar[-1] > 0 else _LAST_ALPHA_BAR
+        return (0.5 * ((1 - alpha_bar) / alpha_bar).log()).tolist()
+
+    def at_ratio(self, ratio: float) -> Level:
+        """The level with sigma / alpha = `ratio`; t is interpolated in log(sigma / alpha), within 1..T (diffusers)."""
+        logs, wanted = self.log_ratios, math.log(ratio)
+        t = float(min(max(bisect_right(logs, wanted), 1), self.T))
+        if logs[0] < wanted < logs[-1]:
+            low, high = logs[int(t) - 1], logs[int(t)]
+            t += (wanted - low) / (high - low)
+        alpha = 1 / math.hypot(1, ratio)
+        return Level(t, alpha, ratio * alpha)
+
 
 def make_schedule(
     kind: str,
@@ -80,8 +123,12 @@ def make_schedule(
     beta_start: float = 0.00085,
     beta_end: float = 0.012,
     rescale_betas_zero_snr: bool = False,
+    trained_betas: Sequence[float] | None = None,
 ) -> Schedule:
-    """The named schedule; the betas default to Stable Diffusion's, the cosine (2102.09672, eq. 17) has its own."""
+    """The named schedule; the betas default to Stable Diffusion's, the cosine (2102.09672, eq. 17) has its own.
+
+    `trained_betas`, one for each of t = 1..T, take the place of the named ones.
+    """
     if kind not in SCHEDULES:
         raise ValueError(f"beta_schedule = {kind!r} is unknown: choose one of {', '.join(SCHEDULES)}")
     least = 2 if rescale_betas_zero_snr else 1
@@ -89,7 +136,14 @@ def make_schedule(
         raise ValueError(f"num_train_timesteps = {T} is too small: it must be at least {least}")
     if not 0 < beta_start <= beta_end < 1:
         raise ValueError(f"beta_start = {beta_start}, beta_end = {beta_end}: must be 0 < beta_start <= beta_end < 1")
-    if kind == "linear":
+    if trained_betas is not None:
+        if len(trained_betas) != T or not all(0 < value < 1 for value in trained_betas):
+            raise ValueError(
+                f"`trained_betas` holds {len(trained_betas)} values: num_train_timesteps = {T} values between 0 and 1 "
+                "are needed"
+            )
+        beta = torch.tensor(list(trained_betas), dtype=torch.float64)
+    elif kind == "linear":
         beta = torch.linspace(beta_start, beta_end, T, dtype=torch.float64)
     elif kind == "scaled_linear":
         beta = torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64) ** 2
@@ -110,12 +164,23 @@ def zero_terminal_snr(alpha_bar: Float64[Tensor, "T"]) -> Float64[Tensor, "T"]:
     return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
 
 
-def levels(schedule: Schedule, n: int, spacing: str = "trailing", offset: int = 0, end: int = 0) -> list[Level]:
+def levels(
+    schedule: Schedule,
+    n: int,
+    spacing: str = "trailing",
+    offset: int = 0,
+    end: int = 0,
+    grid: str = "whole",
+    sigmas: str | None = None,
+) -> list[Level]:
     """The n + 1 levels of n steps, from noise to t = `end`, spaced as in 2305.08891, table 2 (diffusers' index plus 1).
 
     `offset` (diffusers' steps_offset) raises the leading list, as far as T leaves room; other spacings ignore it.
     `end`: 0, or 1 for `set_alpha_to_one: false`. A list that already reaches t = 1 then has n levels, because the
-    last step would go nowhere.
+    last step would go nowhere. `grid` is what the family's classes make of a spacing: "whole" t (DDIM, DDPM, PNDM),
+    "real" t (the Euler family), "inner": n + 1 points without the last (DPM-Solver++, UniPC; at n = T all T points,
+    where diffusers doubles some and divides by 0); "table": T to 1 whatever the spacing (EDM); "lcm": its own list.
+    `sigmas`: sigma / alpha on the curve of Karras or exponential, between the ends of the "real" list or of the table.
     """
     T = schedule.T
     if not 1 <= n <= T:
@@ -124,19 +189,63 @@ def levels(schedule: Schedule, n: int, spacing: str = "trailing", offset: int = 
         raise ValueError(f"timestep_spacing = {spacing!r} is unknown: choose one of {', '.join(SPACINGS)}")
     if offset < 0 or end not in (0, 1):
         raise ValueError(f"steps_offset = {offset}, end = {end}: steps_offset must be >= 0 and end 0 or 1")
-    if spacing == "leading":
-        gap = T // n
-        last = 1 + min(offset, T - 1 - (n - 1) * gap)
-        ts = [last + i * gap for i in reversed(range(n))]
-    elif spacing == "linspace":
-        gap = (T - 1) / max(n - 1, 1)
-        ts = [1 + round(i * gap) for i in reversed(range(n))]
-    else:
-        gap = (T - T / n) - T  # not simply -T / n: numpy's rounding, so that ties (n = 48) fall as in diffusers
-        ts = [round(T + i * gap) for i in range(n)]
-    if ts == [end]:
+    if sigmas is not None and sigmas not in SIGMAS:
+        raise ValueError(f"sigmas = {sigmas!r} is unknown: choose one of {', '.join(SIGMAS)}")
+    assert grid in GRIDS
+    last = schedule.level(end)
+    walk = [schedule.level(t) for t in _timesteps(T, n, spacing, offset, grid)]
+    if sigmas is not None:
+        walk = _on_curve(schedule, walk, sigmas, grid)
+    walk = [level for level in walk if level.ratio > last.ratio * (1 + 1e-9)]
+    if not walk:
         raise ValueError(
             f"num_inference_steps = {n}, timestep_spacing = {spacing!r}: the list starts at t = 1 and ends there; "
             "ask for more steps, or choose 'trailing'"
         )
-    return [schedule.level(t) for t in ts if t != end] + [schedule.level(end)]
+    return [*walk, last]
+
+
+def _timesteps(T: int, n: int, spacing: str, offset: int, grid: str) -> list[float]:
+    """t of each step's beginning, falling."""
+    if grid == "lcm":
+        known = min(LCM_STEPS, T)
+        if n > known:
+            raise ValueError(f"num_inference_steps = {n}: a latent consistency model takes at most {known}")
+        return [T // known * (known - math.floor(i * (known / n))) for i in range(n)]
+    points = n + 1 if grid == "inner" and n < T else n
+    if grid == "table" or (spacing == "linspace" and grid == "real"):
+        return [1 + i * ((T - 1) / max(n - 1, 1)) for i in reversed(range(n))] if n > 1 or grid == "real" else [T]
+    if spacing == "leading":
+        gap = T // points
+        last = 1 + min(offset, T - 1 - (points - 1) * gap)
+        ts = [last + i * gap for i in reversed(range(points))]
+    elif spacing == "linspace":
+        gap = (T - 1) / max(points - 1, 1)
+        ts = [1 + round(i * gap) for i in reversed(range(points))]
+    else:
+        gap = (T - T / n) - T  # not simply -T / n: numpy's rounding, so that ties (n = 48) fall as in diffusers
+        ts = [round(T + i * gap) for i in range(n)]
+    return [float(t) for t in ts[:n]]
+
+
+def _on_curve(schedule: Schedule, walk: list[Level], sigmas: str, grid: str) -> list[Level]:
+    """As many levels on the curve: 2206.00364, eq. 5 with rho = 7, or equal steps of log(sigma / alpha).
+
+    Where t comes twice (many steps near 0, or the cosine schedule near T) diffusers may begin at the second and run
+    out of its list; here a list is walked from its first entry.
+    """
+    n = len(walk)
+    if grid in ("inner", "table"):
+        first, last = math.exp(schedule.log_ratios[-1]), math.exp(schedule.log_ratios[0])
+    else:
+        first, last = (min(level.ratio, math.exp(schedule.log_ratios[-1])) for level in (walk[0], walk[-1]))
+    shares = [i / max(n - 1, 1) for i in range(n)]
+    if sigmas == "karras":
+        ratios = [(first ** (1 / 7) + share * (last ** (1 / 7) - first ** (1 / 7))) ** 7 for share in shares]
+    else:
+        ratios = [first ** (1 - share) * last**share for share in shares]
+    curve = [schedule.at_ratio(ratio) for ratio in ratios]
+    if grid == "inner":  # these classes know whole t alone, and come to them so (but karras on cosine: rounded down)
+        whole = round if sigmas == "karras" else math.floor
+        curve = [level._replace(t=float(1 + whole(level.t - 1))) for level in curve]
+    return curve

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from t2i.conditioning import Conditioning
+from t2i.diffusion.guidance import Guidance
 
 Callback = Callable[[int, Tensor], None]  # (steps done, latents so far)
 
@@ -33,10 +34,13 @@ class Generator(Protocol):
         *,
         solver: str,
         steps: int,
-        guidance: float,
+        guidance: float | Guidance,
         eta: float,
         noise: Sequence[Tensor],
         callback: Callback | None,
+        spacing: str | None = None,
+        sigmas: str | None = None,
+        start: int | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """Latents of pictures from `latents` of pure noise."""
+        """Latents of pictures from `latents` of pure noise, or on the level that is left after `start` steps."""
         ...

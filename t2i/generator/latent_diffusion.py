@@ -9,7 +9,7 @@ from torch import Tensor
 
 from t2i.conditioning import Conditioning
 from t2i.diffusion.ddpm import training_loss
-from t2i.diffusion.guidance import guided
+from t2i.diffusion.guidance import Guidance, guided
 from t2i.diffusion.prediction import Prediction, check_kind, to_prediction
 from t2i.diffusion.schedule import Level, Schedule, levels
 from t2i.diffusion.solvers import find_solver
@@ -20,7 +20,10 @@ from t2i.generator.unet import UNet
 
 
 class LatentDiffusion:
-    """A `Generator`. `prediction` is what the network puts out; `spacing`, `offset` and `end` say where steps lie."""
+    """A `Generator`. `prediction` is what the network puts out; `spacing`, `offset`, `end`, `sigmas`: where steps lie.
+
+    A `spacing` or `end` of None is each solver's own, as its class in the family takes it from a file without that key.
+    """
 
     def __init__(
         self,
@@ -28,13 +31,14 @@ class LatentDiffusion:
         schedule: Schedule,
         prediction: str,
         *,
-        spacing: str = "trailing",
+        spacing: str | None = "trailing",
         offset: int = 0,
-        end: int = 0,
+        end: int | None = 0,
+        sigmas: str | None = None,
     ) -> None:
         check_kind(prediction, schedule)
         self.unet, self.schedule, self.prediction = unet, schedule, prediction
-        self.spacing, self.offset, self.end = spacing, offset, end
+        self.spacing, self.offset, self.end, self.sigmas = spacing, offset, end, sigmas
 
     @classmethod
     def from_config(cls, unet: UNet, config: SchedulerConfig) -> "LatentDiffusion":
@@ -43,9 +47,10 @@ class LatentDiffusion:
             unet,
             config.schedule(),
             config.prediction_type,
-            spacing=config.timestep_spacing,
+            spacing=None if "timestep_spacing" in config.absent else config.timestep_spacing,
             offset=config.steps_offset,
-            end=config.end,
+            end=None if "set_alpha_to_one" in config.absent else config.end,
+            sigmas=config.sigmas,
         )
 
     def loss(
@@ -60,13 +65,54 @@ class LatentDiffusion:
         network = _from_one(network)
         return training_loss(lambda x, t: network(x, t, cond), self.schedule, x0, t, eps, self.prediction)
 
-    def levels(self, steps: int) -> list[Level]:
-        """The levels that sampling in `steps` walks; one step fewer where the last would go nowhere."""
-        return levels(self.schedule, steps, self.spacing, self.offset, self.end)
+    def levels(
+        self, steps: int, solver: str = "ddim", spacing: str | None = None, sigmas: str | None = None
+    ) -> list[Level]:
+        """The levels that `solver` walks in `steps`, as the family's class does here; `spacing`, `sigmas` override.
 
-    def draws(self, solver: str, steps: int, eta: float = 0.0) -> int:
+        It is one step fewer where the last would go nowhere. The noise schedule is always the folder's: an absent
+        `beta_start` means what it means to the folder's class, since the network was trained on that.
+        """
+        chosen = find_solver(solver)
+        if chosen.own_list and spacing is not None:
+            raise ValueError(
+                f"spacing = {spacing!r} means nothing to solver {solver!r}, which has its own list of steps"
+            )
+        if chosen.grid == "lcm" and sigmas is not None:
+            raise ValueError(f"sigmas = {sigmas!r} means nothing to solver {solver!r}, which has its own list of steps")
+        end = 0 if chosen.end is None else chosen.end if self.end is None else self.end
+        sigmas = sigmas or (self.sigmas if chosen.takes_sigmas else chosen.sigmas)
+        spacing = spacing or self.spacing or chosen.spacing
+        return levels(self.schedule, steps, spacing, self.offset, end, chosen.grid, sigmas)
+
+    def first(
+        self, noise: Float[Tensor, "b c h w"], solver: str, level: Level, spacing: str | None = None
+    ) -> Float[Tensor, "b c h w"]:
+        """The x that sampling starts from on its first level: the noise, or sigma times it, as in the family.
+
+        (Its init_noise_sigma, for the classes of the Euler family: max sigma, but hypot(max sigma, 1) if leading.)
+        """
+        chosen = find_solver(solver)
+        scaled = chosen.scaled and (chosen.own_list or (spacing or self.spacing or chosen.spacing) != "leading")
+        return level.sigma * noise if scaled else noise
+
+    def draws(
+        self,
+        solver: str,
+        steps: int,
+        eta: float = 0.0,
+        *,
+        spacing: str | None = None,
+        sigmas: str | None = None,
+        start: int = 0,
+    ) -> int:
         """How many tensors of noise, shaped like the latents, `sample` takes."""
-        return find_solver(solver, eta).draws(len(self.levels(steps)) - 1, eta)
+        left = len(self.levels(steps, solver, spacing, sigmas)) - 1 - start
+        if not 0 <= start <= start + left - 1:
+            raise ValueError(
+                f"start = {start} is not in 0..{start + left - 1}, the steps that can be skipped of {steps}"
+            )
+        return find_solver(solver, eta).draws(left, eta)
 
     @torch.no_grad()
     def sample(
@@ -77,13 +123,21 @@ class LatentDiffusion:
         *,
         solver: str = "ddim",
         steps: int = 50,
-        guidance: float = 7.5,
+        guidance: float | Guidance = 7.5,
         eta: float = 0.0,
         noise: Sequence[Tensor] = (),
         callback: Callback | None = None,
+        spacing: str | None = None,
+        sigmas: str | None = None,
+        start: int | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """Latents of pictures from pure noise; steps are taken in the latents' dtype, the network runs in its own."""
-        walk, wanted = self.levels(steps), self.draws(solver, steps, eta)
+        """Latents of pictures from pure noise; steps are taken in the latents' dtype, the network runs in its own.
+
+        With `start` the latents are no pure noise: they lie on levels[start] already, and the steps before are skipped.
+        """
+        skipped = start or 0
+        wanted = self.draws(solver, steps, eta, spacing=spacing, sigmas=sigmas, start=skipped)
+        walk = self.levels(steps, solver, spacing, sigmas)[skipped:]
         if len(noise) != wanted:
             raise ValueError(f"noise: {len(noise)} tensors; {solver!r} takes {wanted} for steps = {steps}, eta = {eta}")
         dtype = next(self.unet.parameters()).dtype
@@ -96,12 +150,14 @@ class LatentDiffusion:
 
         def predict(x: Tensor, level: Level) -> Prediction:
             t = torch.full(x.shape[:1], level.t, device=x.device)
-            return to_prediction(output(x, t), x, level, self.prediction)
+            return to_prediction(output(x, t, level.t / self.schedule.T), x, level, self.prediction)
 
         chosen = find_solver(solver, eta)
         options: dict[str, Any] = {"eta": eta} if chosen.takes_eta else {}
-        x = latents
-        for i, x in enumerate(chosen.sample(predict, latents, walk, noise, **options), 1):
+        if chosen.takes_at:
+            options["at"] = self.schedule.at_ratio
+        x = first = self.first(latents, solver, walk[0], spacing) if start is None else latents
+        for i, x in enumerate(chosen.sample(predict, first, walk, noise, **options), 1):
             if callback is not None:
                 callback(i, x)
         return x

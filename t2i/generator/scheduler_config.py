@@ -25,6 +25,7 @@ _CLIPPING: dict[str, Any] = {
     "sample_max_value": 1.0,
     "rescale_betas_zero_snr": False,
 }
+_CURVES: dict[str, Any] = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
 CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
     "DDIMScheduler": _COMMON
     | _CLIPPING
@@ -45,8 +46,31 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
         "skip_prk_steps": False,
         "set_alpha_to_one": False,
     },
+    "EulerDiscreteScheduler": _COMMON
+    | _CURVES
+    | {
+        "timestep_spacing": "linspace",
+        "interpolation_type": "linear",
+        "sigma_min": None,
+        "sigma_max": None,
+        "timestep_type": "discrete",
+        "rescale_betas_zero_snr": False,
+        "final_sigmas_type": "zero",
+    },
+    "EulerAncestralDiscreteScheduler": _COMMON | {"timestep_spacing": "linspace", "rescale_betas_zero_snr": False},
+    "HeunDiscreteScheduler": _COMMON
+    | _CURVES
+    | {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "timestep_spacing": "linspace",
+        "clip_sample": False,
+        "clip_sample_range": 1.0,
+    },
+    "LMSDiscreteScheduler": _COMMON | _CURVES | {"timestep_spacing": "linspace"},
     "DPMSolverMultistepScheduler": _COMMON
     | _CLIPPING
+    | _CURVES
     | {
         "timestep_spacing": "linspace",
         "solver_order": 2,
@@ -54,9 +78,6 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
         "solver_type": "midpoint",
         "lower_order_final": True,
         "euler_at_final": False,
-        "use_karras_sigmas": False,
-        "use_exponential_sigmas": False,
-        "use_beta_sigmas": False,
         "use_lu_lambdas": False,
         "use_flow_sigmas": False,
         "flow_shift": 1.0,
@@ -66,44 +87,93 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
         "use_dynamic_shifting": False,
         "time_shift_type": "exponential",
     },
+    "UniPCMultistepScheduler": _COMMON
+    | _CLIPPING
+    | _CURVES
+    | {
+        "timestep_spacing": "linspace",
+        "solver_order": 2,
+        "predict_x0": True,
+        "solver_type": "bh2",
+        "lower_order_final": True,
+        "disable_corrector": [],
+        "solver_p": None,
+        "use_flow_sigmas": False,
+        "flow_shift": 1.0,
+        "final_sigmas_type": "zero",
+        "use_dynamic_shifting": False,
+        "time_shift_type": "exponential",
+        "sigma_min": None,
+        "sigma_max": None,
+        "shift_terminal": None,
+    },
+    "LCMScheduler": _COMMON
+    | _CLIPPING
+    | {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "original_inference_steps": 50,
+        "clip_sample": False,
+        "clip_sample_range": 1.0,
+        "set_alpha_to_one": True,
+        "timestep_scaling": 10.0,
+    },
 }
-# PNDM's own solver is not among ours; DDIM walks the same levels.
 SOLVER_OF = {
     "DDIMScheduler": "ddim",
     "DDPMScheduler": "ddpm",
-    "PNDMScheduler": "ddim",
+    "PNDMScheduler": "plms",
+    "EulerDiscreteScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler-a",
+    "HeunDiscreteScheduler": "heun",
+    "LMSDiscreteScheduler": "lms",
     "DPMSolverMultistepScheduler": "dpm++2m",
+    "UniPCMultistepScheduler": "unipc",
+    "LCMScheduler": "lcm",
 }
 # What we run of the keys that change the numbers; any other value is refused.
 ONLY: dict[str, tuple[Any, ...]] = {
-    "trained_betas": (None,),
     "clip_sample": (False,),
     "thresholding": (False,),
     "variance_type": (None, "fixed_small"),
     "solver_order": (2,),
-    "algorithm_type": ("dpmsolver++",),
-    "solver_type": ("midpoint",),
+    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+    "solver_type": ("midpoint", "bh2"),
     "lower_order_final": (True,),
     "euler_at_final": (False,),
-    "use_karras_sigmas": (False,),
-    "use_exponential_sigmas": (False,),
     "use_beta_sigmas": (False,),
     "use_lu_lambdas": (False,),
     "use_flow_sigmas": (False,),
     "final_sigmas_type": ("zero",),
     "lambda_min_clipped": (float("-inf"),),
     "use_dynamic_shifting": (False,),
+    "skip_prk_steps": (True,),
+    "interpolation_type": ("linear",),
+    "timestep_type": ("discrete",),
+    "sigma_min": (None,),
+    "sigma_max": (None,),
+    "predict_x0": (True,),
+    "disable_corrector": ([],),
+    "solver_p": (None,),
+    "shift_terminal": (None,),
+    "original_inference_steps": (50,),
+    "timestep_scaling": (10.0,),
 }
 
 
 class SchedulerConfig(ComponentConfig):
-    """The keys of `DDIMScheduler`, which is what a folder of ours says; `solver` is what the folder read asks for."""
+    """The keys of `DDIMScheduler`, which is what a folder of ours says.
+
+    What else the folder read says: `solver`, its class; `sigmas`, its curve, for the solvers whose class takes one;
+    `absent`, keys that it lacks, for which another class takes its own default (the family's `from_config`).
+    """
 
     num_train_timesteps: int = Field(default=1000, gt=0)
     beta_start: float = Field(default=0.0001, gt=0, lt=1)
     beta_end: float = Field(default=0.02, gt=0, lt=1)
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
-    trained_betas: None = None
+    trained_betas: tuple[float, ...] | None = None
     clip_sample: bool = False
     set_alpha_to_one: bool = True
     steps_offset: int = Field(default=0, ge=0)
@@ -114,7 +184,11 @@ class SchedulerConfig(ComponentConfig):
     sample_max_value: float = 1.0
     timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
     rescale_betas_zero_snr: bool = False
-    solver: Literal["ddim", "ddpm", "dpm++2m"] = Field(default="ddim", exclude=True)
+    solver: Literal[
+        "ddim", "ddpm", "plms", "euler", "euler-a", "heun", "lms", "dpm++2m", "dpm++2m-sde", "unipc", "lcm"
+    ] = Field(default="ddim", exclude=True)
+    sigmas: Literal["karras", "exponential"] | None = Field(default=None, exclude=True)
+    absent: tuple[str, ...] = Field(default=(), exclude=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -122,9 +196,18 @@ class SchedulerConfig(ComponentConfig):
         _check_only(data)
         return data
 
+    @model_validator(mode="after")
+    def _as_many_betas(self) -> "SchedulerConfig":
+        betas, T = self.trained_betas, self.num_train_timesteps
+        if betas is not None and len(betas) != T:
+            raise ValueError(
+                f"`trained_betas` holds {len(betas)} values, `num_train_timesteps` = {T}: as many are needed"
+            )
+        return self
+
     @classmethod
     def load(cls, folder: str | Path) -> "SchedulerConfig":
-        """The config in `folder/scheduler_config.json`, whichever of the four classes wrote it."""
+        """The config in `folder/scheduler_config.json`, whichever of the family's classes wrote it."""
         path = Path(folder) / "scheduler_config.json"
         return cls.parse(read_json(path), str(path))
 
@@ -136,7 +219,8 @@ class SchedulerConfig(ComponentConfig):
             raise ValueError(f"{where}: `_class_name` = {name!r} is not read; one of {', '.join(CLASS_DEFAULTS)} is")
         defaults = CLASS_DEFAULTS[name]
         # The family ignores a key of another of its classes; a key of none of them is a mistake and stays, to be named.
-        foreign = set().union(*CLASS_DEFAULTS.values()) - set(defaults)
+        # (`set_alpha_to_one` means something only to the solvers whose class has it; for them it carries over.)
+        foreign = set().union(*CLASS_DEFAULTS.values()) - set(defaults) - {"set_alpha_to_one"}
         given = {k: v for k, v in values.items() if k not in foreign and not k.startswith("_")}
         try:
             _check_only(defaults | given)
@@ -144,23 +228,47 @@ class SchedulerConfig(ComponentConfig):
             raise ValueError(f"{where}: {error}; {name} takes the default of an absent key") from None
         own = {k: v for k, v in defaults.items() if k in cls.model_fields}
         rest = {k: v for k, v in given.items() if k in cls.model_fields or k not in defaults}
-        return super().parse(own | rest | {"solver": SOLVER_OF[name]}, where)
+        sde = given.get("algorithm_type") == "sde-dpmsolver++"
+        read = {
+            "solver": "dpm++2m-sde" if sde else SOLVER_OF[name],
+            "sigmas": _curve(values, where),
+            "absent": tuple(key for key in ("timestep_spacing", "set_alpha_to_one") if key not in values),
+        }
+        return super().parse(own | rest | read, where)
 
     def save(self, folder: str | Path) -> None:
-        """Write `folder/scheduler_config.json` with every key of `DDIMScheduler`."""
+        """Write `folder/scheduler_config.json` with every key of `DDIMScheduler`, and the curve of sigmas if any.
+
+        With every key there, all solvers share the spacing that is written, as after the family's `save_pretrained`.
+        """
+        curve = {} if self.sigmas is None else {f"use_{self.sigmas}_sigmas": True}
+        values = {"_class_name": "DDIMScheduler"} | self.model_dump(mode="json") | curve
         with atomic_folder(folder) as tmp:
-            write_json(tmp / "scheduler_config.json", {"_class_name": "DDIMScheduler"} | self.model_dump(mode="json"))
+            write_json(tmp / "scheduler_config.json", values)
 
     def schedule(self) -> Schedule:
         """The noise schedule of the paper that these keys describe."""
         return make_schedule(
-            self.beta_schedule, self.num_train_timesteps, self.beta_start, self.beta_end, self.rescale_betas_zero_snr
+            self.beta_schedule,
+            self.num_train_timesteps,
+            self.beta_start,
+            self.beta_end,
+            self.rescale_betas_zero_snr,
+            self.trained_betas,
         )
 
     @property
     def end(self) -> int:
         """Where sampling ends: at t = 0, or one step short of it, as Stable Diffusion's folders ask."""
         return 0 if self.set_alpha_to_one else 1
+
+
+def _curve(values: dict[str, Any], where: str) -> Literal["karras", "exponential"] | None:
+    """The curve that `use_karras_sigmas` or `use_exponential_sigmas` asks for, whichever class wrote the key."""
+    karras, exponential = values.get("use_karras_sigmas", False), values.get("use_exponential_sigmas", False)
+    if karras and exponential:
+        raise ValueError(f"{where}: `use_karras_sigmas` and `use_exponential_sigmas` are both true: one can be")
+    return "karras" if karras else "exponential" if exponential else None
 
 
 def _check_only(values: dict[str, Any]) -> None:

@@ -1,11 +1,11 @@
 """Training the U-Net: DDPM's Algorithm 1 on cached latents, captions dropped for classifier-free guidance."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from t2i import randomness
@@ -13,6 +13,7 @@ from t2i.autoencoder.kl import AutoencoderKL, Gaussian
 from t2i.config import Section
 from t2i.data.cache import Cache
 from t2i.data.order import batch_indices
+from t2i.diffusion.solvers import parse_solver
 from t2i.generator.latent_diffusion import LatentDiffusion
 from t2i.generator.scheduler_config import SchedulerConfig
 from t2i.generator.unet import UNet
@@ -34,9 +35,15 @@ class Sampling(Section):
 
     prompts: tuple[str, ...] = Field(default=(), description="one picture each, always with the same noise")
     seed: int = 0
-    solver: Literal["ddim", "ddpm", "dpm++2m"] = "ddim"
+    solver: str = "ddim"
     steps: int = Field(default=25, gt=0)
     guidance: float = Field(default=4.0, ge=0)
+
+    @field_validator("solver")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        parse_solver(name)
+        return name
 
 
 class UNetRecipe(Recipe):
@@ -52,7 +59,9 @@ class UNetRecipe(Recipe):
         0.1, ge=0, lt=1, description="share of captions replaced by the null, each step anew"
     )
     timestep_bias: float = Field(
-        1.0, ge=1, description="t = T u^(1/bias), u uniform: above 1, noisy t are drawn more often, which need the caption"
+        1.0,
+        ge=1,
+        description="t = T u^(1/bias), u uniform: above 1 noisy t come more often; they need the caption",
     )
     sample: Sampling = Sampling()
 

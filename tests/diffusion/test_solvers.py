@@ -1,5 +1,6 @@
 """Solvers against the closed form for Gaussian data, and their edges."""
 
+import inspect
 import math
 from itertools import pairwise
 
@@ -7,10 +8,10 @@ import diffusers
 import pytest
 import torch
 
-from t2i.diffusion import ddim, ddpm, dpm
+from t2i.diffusion import ddim, ddpm, dpm, euler, heun, multistep, unipc
 from t2i.diffusion.prediction import KINDS, Prediction, to_prediction
 from t2i.diffusion.schedule import SPACINGS, Level, levels, make_schedule
-from t2i.diffusion.solvers import SOLVERS, find_solver
+from t2i.diffusion.solvers import SOLVERS, canonical_solver, find_solver, parse_solver
 
 from .gaussian import Gaussian, moments
 
@@ -37,7 +38,19 @@ def smooth_levels(n: int) -> list[Level]:
     return [Level(n - i, math.sqrt(r / (1 + r)), math.sqrt(1 / (1 + r))) for i, r in enumerate(snr)]
 
 
-@pytest.mark.parametrize(("sampler", "order"), [(ddim.sample, 1), (dpm.sample_2m, 2)])
+@pytest.mark.parametrize(
+    ("sampler", "order"),
+    [
+        (ddim.sample, 1),
+        (euler.sample, 1),
+        (heun.sample, 2),
+        (heun.sample_edm, 2),
+        (multistep.sample_plms, 2),
+        (multistep.sample_lms, 2),
+        (dpm.sample_2m, 2),
+        (unipc.sample, 2),
+    ],
+)
 def test_order_of_convergence(sampler, order):
     data, start = Gaussian(mu=0.6, s=0.5), torch.tensor([[1.7]]).double()
     errors = []
@@ -46,7 +59,7 @@ def test_order_of_convergence(sampler, order):
         *_, x = sampler(data.predict, start, listed)
         errors.append(abs((x - data.ode(start, listed[0], listed[-1])).item()))
     for coarse, fine in pairwise(errors):
-        assert math.log2(coarse / fine) == pytest.approx(order, abs=0.15)
+        assert math.log2(coarse / fine) >= order - 0.15
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
@@ -79,7 +92,42 @@ def test_two_steps_of_dpm_are_of_first_order():
     )
 
 
+@pytest.mark.parametrize(("name", "tolerance"), [("euler-a", 0.02), ("dpm++2m-sde", 0.002), ("dpm++2s", 0.002)])
+def test_stochastic_solvers_keep_the_mean_and_reach_the_spread(name, tolerance):
+    data, solver = Gaussian(mu=0.8, s=0.6), SOLVERS[name]
+    listed = levels(make_schedule("scaled_linear"), 200, "linspace", grid=solver.grid, sigmas="karras")
+    path = moments(solver.sample, data, listed, solver.draws(200, 0.0))
+    for level, (mean, std) in zip(listed[1:], path, strict=True):
+        assert mean == pytest.approx(level.alpha * data.mu, rel=2e-3)
+        assert std == pytest.approx(data.std(level), rel=tolerance) or level.t <= 1
+
+
+@pytest.mark.parametrize("name", ["euler-a", "dpm++2m-sde", "dpm++2s", "lcm"])
+def test_stochastic_solvers_are_exact_for_a_point(name):
+    data, solver = Gaussian(mu=0.8, s=0.0), SOLVERS[name]
+    listed = levels(make_schedule("scaled_linear"), 7, grid=solver.grid)
+    for level, (mean, std) in zip(listed[1:], moments(solver.sample, data, listed, solver.draws(7, 0.0)), strict=True):
+        assert mean == pytest.approx(level.alpha * data.mu, rel=1e-4)
+        assert std == pytest.approx(data.std(level), abs=1e-4)
+
+
+def test_churn_keeps_the_marginals():
+    """Algorithm 2 of EDM: raised by noise and brought down again, x stays on q(x_t)."""
+    data, schedule = Gaussian(mu=0.8, s=0.6), make_schedule("scaled_linear")
+    listed = levels(schedule, 400, grid="table", sigmas="karras")
+    path = moments(heun.sample_edm, data, listed, 400, eta=1.0, at=schedule.at_ratio)
+    plain = moments(heun.sample_edm, data, listed, 0)
+    assert path[200][1] != plain[200][1]
+    for level, (mean, std) in zip(listed[1:], path, strict=True):
+        assert mean == pytest.approx(level.alpha * data.mu, rel=2e-2)
+        assert std == pytest.approx(data.std(level), rel=2e-2)
+
+
+OLD = ("ddpm", "ddim", "dpm++2m")
 ALL_N = {50: list(range(1, 51)), 1000: [1, 2, 3, 7, 20, 50, 250, 999, 1000]}
+SOME_N = {50: [1, 2, 3, 7, 50], 1000: [3, 20]}
+# Heun corrects by half of sigma / alpha times a difference of slopes, below 256
+BOUND = {"heun": 300, "edm-heun": 300}
 
 
 @pytest.mark.parametrize("T", [50, 1000])
@@ -95,7 +143,7 @@ def test_finite_for_every_number_of_steps(schedule_kind, rescale, T):
         return Prediction(torch.cat([row.x0 for row in rows]), torch.cat([row.eps for row in rows]))
 
     x = torch.tensor([[1.0, -2.0]]).repeat(len(everyone), 1)  # float32, as in use
-    plain = [("ddpm", {}), ("ddim", {}), ("dpm++2m", {})]
+    plain = [(name, {}) for name in OLD]
     more = [("ddpm", {"variance": "beta"}), ("ddpm", {"variance": "zero"}), ("ddim", {"eta": 1.0})]
     for n in ALL_N[T]:
         listed = levels(schedule, n)
@@ -105,6 +153,41 @@ def test_finite_for_every_number_of_steps(schedule_kind, rescale, T):
             assert len(steps) == n
             assert steps.isfinite().all(), (name, option, n)
             assert steps.abs().max() < 100, (name, option, n)
+    for n in SOME_N[T]:
+        for name, solver in SOLVERS.items():
+            if name in OLD:
+                continue
+            listed = levels(schedule, n, grid=solver.grid, sigmas=solver.sigmas)
+            noise = [torch.ones_like(x)] * solver.draws(n, 0.0)
+            steps = torch.stack(list(solver.sample(predict, x, listed, noise)))
+            assert len(steps) == n
+            assert steps.isfinite().all(), (name, n)
+            assert steps.abs().max() < BOUND.get(name, 100), (name, n)
+
+
+@pytest.mark.parametrize("sigmas", [None, "karras", "exponential"])
+@pytest.mark.parametrize("kind", ["scaled_linear", "linear", "cosine"])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_finite_on_every_spacing_and_curve(spacing, kind, sigmas):
+    x = torch.tensor([[1.0, -2.0]])
+    for T, n in [(100, 1), (100, 2), (100, 3), (100, 7), (100, 50), (100, 100), (1000, 20)]:
+        schedule = make_schedule(kind, T)
+        for name, solver in SOLVERS.items():
+            if name == "lcm" and (n > 50 or sigmas):
+                continue
+            listed = levels(schedule, n, spacing, 1, 0, solver.grid, sigmas or solver.sigmas)
+            assert len(listed) == n + 1
+            assert all(a.ratio > b.ratio for a, b in pairwise(listed))
+            start = x * listed[0].sigma if solver.scaled and spacing != "leading" else x
+            steps = torch.stack(
+                list(
+                    solver.sample(
+                        Gaussian(0.5, 0.5).predict, start, listed, [torch.ones_like(x)] * solver.draws(n, 0.0)
+                    )
+                )
+            )
+            assert steps.isfinite().all(), (name, n)
+            assert steps.abs().max() < BOUND.get(name, 100), (name, T, n)
 
 
 @pytest.mark.parametrize(("offset", "end"), [(0, 0), (0, 1), (1, 0), (1, 1)])
@@ -113,7 +196,7 @@ def test_finite_on_every_kind_of_list(spacing, offset, end):
     schedule, x = make_schedule("scaled_linear", 50), torch.tensor([[1.0]])
     for n in range(2, 51):
         listed = levels(schedule, n, spacing, offset, end)
-        for solver in SOLVERS.values():
+        for solver in (SOLVERS[name] for name in (OLD if n % 7 else SOLVERS)):
             noise = [torch.ones(1, 1)] * solver.draws(len(listed) - 1, 0.0)
             *_, last = solver.sample(Gaussian(0.5, 0.5).predict, x, listed, noise)
             assert last.isfinite().all()
@@ -130,7 +213,7 @@ def test_zero_terminal_snr_starts_from_the_predicted_picture():
         assert std == pytest.approx(listed[1].sigma)
 
 
-def test_solvers_ask_for_x0_and_eps_once_a_level_and_yield_as_they_go():
+def test_solvers_ask_as_often_as_the_table_says_and_yield_as_they_go():
     asked = []
 
     def predict(x, level):
@@ -142,16 +225,69 @@ def test_solvers_ask_for_x0_and_eps_once_a_level_and_yield_as_they_go():
         asked.clear()
         steps = solver.sample(predict, torch.ones(1, 2), listed, [torch.zeros(1, 2)] * solver.draws(6, 0.0))
         for i, _ in enumerate(steps, start=1):
-            assert asked == listed[:i], name
-        assert len(asked) == 6
+            if solver.evaluations(6) == 6:
+                assert asked == listed[:i], name
+            assert set(asked) <= set(listed[: i + 1]), name
+        assert len(asked) == solver.evaluations(6), name
 
 
 def test_the_table():
-    assert list(SOLVERS) == ["ddpm", "ddim", "dpm++2m"]
-    assert all(hasattr(diffusers, solver.diffusers) for solver in SOLVERS.values())
+    assert list(SOLVERS) == [
+        *("ddpm", "ddim", "euler", "euler-a", "heun", "edm-heun", "lms", "plms"),
+        *("dpm++2m", "dpm++2m-sde", "dpm++2s", "unipc", "lcm"),
+    ]
+    for solver in SOLVERS.values():
+        if solver.diffusers is not None:
+            keys = inspect.signature(getattr(diffusers, solver.diffusers)).parameters
+            assert solver.spacing == keys["timestep_spacing"].default
+            assert solver.takes_sigmas == ("use_karras_sigmas" in keys)
+            if "set_alpha_to_one" in keys and solver.grid != "lcm":
+                assert solver.end == int(not keys["set_alpha_to_one"].default)
+            else:
+                assert solver.end is None
     assert [find_solver("ddpm").draws(n, 0.0) for n in (1, 20)] == [0, 19]
     assert [find_solver("ddim", eta).draws(20, eta) for eta in (0.0, 0.5)] == [0, 20]
-    assert find_solver("dpm++2m").draws(20, 0.0) == 0
+    for name, draws in (
+        ("dpm++2m", 0),
+        ("euler", 0),
+        ("euler-a", 20),
+        ("dpm++2m-sde", 20),
+        ("dpm++2s", 19),
+        ("lcm", 19),
+    ):
+        assert find_solver(name).draws(20, 0.0) == draws
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("DPM++ 2M Karras", ("dpm++2m", "karras")),
+        ("dpm++ 2m  sde exponential", ("dpm++2m-sde", "exponential")),
+        ("Euler a", ("euler-a", None)),
+        ("DPM++ 2S a Karras", ("dpm++2s", "karras")),
+        ("PLMS", ("plms", None)),
+        ("euler", ("euler", None)),
+        ("EulerAncestralDiscreteScheduler", ("euler-a", None)),
+        ("DPMSolverMultistepScheduler", ("dpm++2m", None)),
+        ("pndmscheduler", ("plms", None)),
+        ("dpmpp_2m_k", ("dpm++2m", "karras")),
+    ],
+)
+def test_other_programs_names(name, found):
+    assert parse_solver(name) == found
+    assert canonical_solver(name) == found[0]
+
+
+def test_every_solver_is_found_by_each_of_its_names():
+    for key, solver in SOLVERS.items():
+        assert parse_solver(key) == parse_solver(solver.label.upper()) == (key, None)
+
+
+def test_unknown_names_are_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"'Euler b' is unknown: did you mean 'euler-a'.*heun \(Heun\)"):
+        parse_solver("Euler b")
+    with pytest.raises(ValueError, match="list of its own"):
+        parse_solver("LCM Karras")
 
 
 def test_mistakes_are_named():

@@ -1,3 +1,7 @@
+import json
+from typing import Any
+
+import diffusers
 import pytest
 import torch
 from diffusers import (
@@ -9,6 +13,7 @@ from diffusers import (
 
 from t2i.conditioning import Conditioning
 from t2i.diffusion.schedule import make_schedule
+from t2i.diffusion.solvers import SOLVERS
 from t2i.generator.base import Generator
 from t2i.generator.latent_diffusion import LatentDiffusion
 from t2i.generator.scheduler_config import SchedulerConfig
@@ -181,3 +186,77 @@ def test_it_is_a_generator():
         noise=(),
         callback=None,
     ).shape == (1, 4, 4, 4)
+
+
+SHARED = {**SD, "trained_betas": None, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+FILES = {
+    "SD 1": SHARED | {"_class_name": "PNDMScheduler", "skip_prk_steps": True},
+    "SD 2": SHARED | {"_class_name": "DDIMScheduler", "skip_prk_steps": True, "prediction_type": "v_prediction"},
+    "SDXL": SHARED
+    | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading", "use_karras_sigmas": False},
+    "Karras": {"_class_name": "DPMSolverMultistepScheduler", **SD, "use_karras_sigmas": True, "clip_sample": False},
+}
+STOCK_CLASSES = {name: solver.diffusers for name, solver in SOLVERS.items() if solver.diffusers is not None}
+
+
+@pytest.mark.parametrize("name", STOCK_CLASSES)
+@pytest.mark.parametrize("file", FILES)
+def test_another_solver_on_a_folder_walks_what_from_config_walks(file, name, tmp_path):
+    """Keys of the file carry over, absent keys are those of the class that is asked for."""
+    values = FILES[file]
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(values))
+    loaded: Any = getattr(diffusers, values["_class_name"]).from_pretrained(tmp_path)
+    more = {"dpm++2m-sde": {"algorithm_type": "sde-dpmsolver++"}, "plms": {"skip_prk_steps": True}}.get(name, {})
+    stock = getattr(diffusers, STOCK_CLASSES[name]).from_config(loaded.config, **more)
+    stock.set_timesteps(20)
+    generator = LatentDiffusion.from_config(small_unet(), SchedulerConfig.load(tmp_path))
+    *walk, last = generator.levels(20, name)
+    ks = list(dict.fromkeys(stock.timesteps.tolist())) if name in ("heun", "plms") else stock.timesteps.tolist()
+    ks = ks[:-1] if ks[-1] + 1 == last.t else ks  # a step that goes nowhere
+    assert [level.t - 1 for level in walk] == pytest.approx(ks, abs=1e-2)
+    if hasattr(stock, "sigmas"):
+        sigmas = list(dict.fromkeys(stock.sigmas.tolist()))
+        assert [level.ratio for level in (*walk, last)] == pytest.approx(sigmas, rel=1e-3)
+    assert last.t == (0 if stock.config.get("set_alpha_to_one", True) or name == "lcm" else 1) or name not in (
+        "ddim",
+        "plms",
+    )
+    x = latents(1, 4, 4, 4)
+    scale = float(stock.init_noise_sigma)
+    expected = x * scale * (walk[0].alpha if SOLVERS[name].scaled else 1)
+    torch.testing.assert_close(generator.first(x, name, walk[0]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_start_skips_the_first_steps():
+    generator = small_generator()
+    x, cond, null = latents(1, 4, 4, 4), conditioning(1), conditioning(1, seed=9)
+    seen: list[torch.Tensor] = []
+    generator.sample(x, cond, null, solver="euler", steps=4, callback=lambda i, x: seen.append(x))
+    rest = generator.sample(seen[1], cond, null, solver="euler", steps=4, start=2)
+    assert torch.equal(rest, seen[3])
+    assert generator.draws("euler-a", 4, start=1) == 3 and generator.draws("ddpm", 4, start=1) == 2
+    with pytest.raises(ValueError, match=r"start = 4 is not in 0\.\.3"):
+        generator.sample(x, cond, null, solver="euler", steps=4, start=4)
+
+
+def test_spacing_and_curve_are_asked_for():
+    generator = small_generator()
+    assert generator.levels(5, "euler", "leading")[0].t == 801 and generator.levels(5, "euler")[0].t == 1000
+    karras = generator.levels(5, "euler", "linspace", "karras")
+    assert karras != generator.levels(5, "euler", "linspace") and len(karras) == 6
+    for solver, asked, named in [
+        ("lcm", {"spacing": "leading"}, "spacing"),
+        ("edm-heun", {"spacing": "leading"}, "spacing"),
+        ("lcm", {"sigmas": "karras"}, "sigmas"),
+        ("euler", {"sigmas": "quadratic"}, "sigmas"),
+        ("euler", {"spacing": "karras"}, "timestep_spacing"),
+    ]:
+        with pytest.raises(ValueError, match=named):
+            generator.levels(5, solver, **asked)
+    with pytest.raises(ValueError, match="at most 50"):
+        generator.levels(51, "lcm")
+    x, cond, null = latents(1, 4, 4, 4), conditioning(1), conditioning(1, seed=9)
+    noise = [latents(1, 4, 4, 4, seed=20 + i) for i in range(4)]
+    plain = generator.sample(x, cond, null, solver="edm-heun", steps=4)
+    churned = generator.sample(x, cond, null, solver="edm-heun", steps=4, eta=1.0, noise=noise)
+    assert churned.isfinite().all() and not torch.equal(plain, churned)

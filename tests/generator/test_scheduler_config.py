@@ -4,6 +4,7 @@ import diffusers
 import pytest
 import torch
 
+from t2i.diffusion.solvers import SOLVERS
 from t2i.generator.scheduler_config import CLASS_DEFAULTS, SchedulerConfig
 
 # What Stable Diffusion 1.5's folder holds.
@@ -35,14 +36,14 @@ def test_defaults_are_those_of_the_class(name):
 @pytest.mark.parametrize("name", CLASS_DEFAULTS)
 @pytest.mark.parametrize("keys", [{}, {k: v for k, v in SD15.items() if k not in ("_class_name", "set_alpha_to_one")}])
 def test_an_absent_key_means_what_it_means_to_the_class(name, keys, tmp_path):
-    given = {"_class_name": name, "clip_sample": False} | keys | {"_class_name": name}
+    given = {"clip_sample": False, "skip_prk_steps": True} | keys | {"_class_name": name}
     stock = getattr(diffusers, name).from_config(given)
     ours = read(given)
     for key in ("timestep_spacing", "steps_offset", "prediction_type", "beta_schedule", "beta_start", "beta_end"):
         assert getattr(ours, key) == stock.config[key]
     torch.testing.assert_close(ours.schedule().alpha_bar[1:].float(), stock.alphas_cumprod, rtol=1e-4, atol=1e-7)
     assert ours.end == (0 if stock.config.get("set_alpha_to_one", True) else 1)
-    assert ours.solver == {"DDPMScheduler": "ddpm", "DPMSolverMultistepScheduler": "dpm++2m"}.get(name, "ddim")
+    assert SOLVERS[ours.solver].diffusers == name
 
 
 def test_a_written_folder_is_a_whole_ddim_scheduler(tmp_path):
@@ -54,7 +55,7 @@ def test_a_written_folder_is_a_whole_ddim_scheduler(tmp_path):
     stock = diffusers.DDIMScheduler.from_pretrained(tmp_path / "scheduler")
     assert {k: stock.config[k] for k in values} == values
     again = SchedulerConfig.load(tmp_path / "scheduler")
-    assert again == config.model_copy(update={"solver": "ddim"})
+    assert again == config.model_copy(update={"solver": "ddim", "absent": ()})
     torch.testing.assert_close(again.schedule().alpha_bar[1:].float(), stock.alphas_cumprod, rtol=1e-4, atol=1e-7)
 
 
@@ -78,9 +79,16 @@ def test_zero_terminal_snr_is_read(schedule):
         ({"clip_sample": False, "prediction_type": "flow_prediction"}, "`prediction_type`"),
         ({"clip_sample": False, "timestep_spacing": "karras"}, "`timestep_spacing`"),
         ({"clip_sample": False, "beta_strat": 0.1}, "`beta_start`"),
-        ({"_class_name": "EulerDiscreteScheduler"}, "DPMSolverMultistepScheduler"),
+        ({"_class_name": "DEISMultistepScheduler"}, "DPMSolverMultistepScheduler"),
+        ({"_class_name": "PNDMScheduler"}, "`skip_prk_steps` = False"),
+        ({"_class_name": "EulerDiscreteScheduler", "final_sigmas_type": "sigma_min"}, "`final_sigmas_type`"),
+        ({"_class_name": "EulerDiscreteScheduler", "sigma_max": 80.0}, "`sigma_max`"),
+        ({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"}, "`solver_type`"),
+        ({"_class_name": "LMSDiscreteScheduler", "use_beta_sigmas": True}, "`use_beta_sigmas`"),
+        ({"_class_name": "LCMScheduler", "original_inference_steps": 100}, "`original_inference_steps`"),
+        ({"clip_sample": False, "use_karras_sigmas": True, "use_exponential_sigmas": True}, "both true"),
         ({"_class_name": "DDPMScheduler", "clip_sample": False, "variance_type": "learned"}, "`variance_type`"),
-        ({"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True}, "`use_karras_sigmas`"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "use_lu_lambdas": True}, "`use_lu_lambdas`"),
         ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"}, "`algorithm_type`"),
         ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, "`solver_order`"),
     ],
@@ -93,3 +101,20 @@ def test_what_is_not_run_is_refused_by_name(values, named):
 def test_it_is_refused_from_python_too():
     with pytest.raises(ValueError, match="`clip_sample`"):
         SchedulerConfig(clip_sample=True)
+
+
+def test_what_a_file_says_beside_the_schedule(tmp_path):
+    sde = read(
+        {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}
+    )
+    assert (sde.solver, sde.sigmas, sde.absent) == ("dpm++2m-sde", "karras", ("timestep_spacing", "set_alpha_to_one"))
+    assert read(SD15).absent == ("timestep_spacing",)
+    sde.save(tmp_path / "scheduler")  # the curve stays, for the solvers that take one
+    assert SchedulerConfig.load(tmp_path / "scheduler").sigmas == "karras"
+
+
+def test_trained_betas_are_read():
+    betas = [0.001 * (i + 1) for i in range(20)]
+    keys = {"clip_sample": False, "num_train_timesteps": 20, "trained_betas": betas}
+    bar = read(keys).schedule().alpha_bar
+    torch.testing.assert_close(bar[1:].float(), diffusers.DDIMScheduler(**keys).alphas_cumprod)

@@ -1,0 +1,33 @@
+"""Latent consistency models (Luo et al. 2023, 2310.04378): a few steps of a network that was distilled for them."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+from jaxtyping import Float
+from torch import Tensor
+
+from t2i.diffusion.prediction import Prediction
+from t2i.diffusion.schedule import Level
+
+SIGMA_DATA = 0.5
+TIMESTEP_SCALING = 10.0
+
+
+def sample(
+    predict: Callable[[Tensor, Level], Prediction],
+    x: Float[Tensor, "b *d"],
+    levels: Sequence[Level],
+    noise: Sequence[Tensor],
+) -> Iterator[Tensor]:
+    """Algorithm 3, yielding x after each step; `noise` holds z for every step but the last.
+
+    f = c_skip x + c_out x_0 (section 4.1), with the scalings of the published models.
+    """
+    for (t, s), z in zip(pairwise(levels), [*noise[: len(levels) - 2], 0.0], strict=True):
+        scaled = TIMESTEP_SCALING * (t.t - 1)
+        c_skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
+        c_out = scaled / math.hypot(scaled, SIGMA_DATA)
+        f = c_skip * x + c_out * predict(x, t).x0
+        x = s.alpha * f + s.sigma * z
+        yield x
