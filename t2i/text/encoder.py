@@ -7,33 +7,57 @@ from huggingface_hub import snapshot_download
 
 from t2i.component import read_json
 from t2i.text.base import Encoded, TextEncoder
-from t2i.text.clip import CLIPTextEncoder, find_folders
+from t2i.text.clip import CLIPTextEncoder
+from t2i.text.files import find_folders
+from t2i.text.openclip import load_openclip
+from t2i.text.t5 import T5TextEncoder
 
 __all__ = ["ENCODERS", "Encoded", "TextEncoder", "load_text_encoder"]
 
-# By `model_type` in config.json: a text tower alone, or out of a whole CLIP.
-ENCODERS: dict[str, type[CLIPTextEncoder]] = {"clip": CLIPTextEncoder, "clip_text_model": CLIPTextEncoder}
+# By `model_type` in config.json: a text tower alone, or out of a whole CLIP, or out of a whole T5.
+ENCODERS: dict[str, type[CLIPTextEncoder] | type[T5TextEncoder]] = {
+    "clip": CLIPTextEncoder,
+    "clip_text_model": CLIPTextEncoder,
+    "t5": T5TextEncoder,
+}
+KINDS: dict[str, type[TextEncoder]] = {"clip": CLIPTextEncoder, "t5": T5TextEncoder}
+OPENCLIP = "openclip"
 
 FILES = ["config.json", "tokenizer*.json", "vocab.json", "merges.txt", "special_tokens_map.json", "model*.safetensors*"]
 
 
 def load_text_encoder(
-    name_or_folder: str | Path, layer: int | None = None, dtype: torch.dtype | None = None
-) -> CLIPTextEncoder:
-    """A frozen text encoder from a hub name, a diffusers-style folder or a plain transformers folder.
+    name_or_folder: str | Path,
+    layer: int | None = None,
+    dtype: torch.dtype | None = None,
+    max_tokens: int | None = None,
+) -> TextEncoder:
+    """A frozen text encoder by name: clip:ID, t5:ID, openclip:ARCH/PRETRAINED; ID is a folder or a hub name.
 
-    `layer` counts from the end of the file's layers (-1 last, -2 penultimate); `dtype` is fp32 by default.
+    ID alone is enough where it is a folder (diffusers-style or plain transformers) or a hub name.
+    `layer` counts from the end of the file's layers (-1 last, -2 penultimate); `dtype` is fp32 by default;
+    `max_tokens` is the tokenizer's own by default, 77 for a T5 in no pipeline's folder.
     """
-    folder = Path(name_or_folder)
+    name = str(name_or_folder)
+    kind, colon, rest = name.partition(":")
+    if colon and kind == OPENCLIP:
+        return load_openclip(rest, layer, dtype, max_tokens)
+    wanted = KINDS.get(kind) if colon else None
+    folder = Path(rest if wanted else name)
     if not folder.is_dir():
-        if folder.is_absolute() or len(folder.parts) > 2 or str(name_or_folder).startswith("."):
+        if folder.is_absolute() or len(folder.parts) > 2 or str(folder).startswith("."):
             raise ValueError(f"{folder}: no such folder")  # a hub name is NAME or OWNER/NAME
-        folder = download(str(name_or_folder))
+        if ":" in folder.name:
+            kinds = ", ".join([*(f"{k}:ID" for k in KINDS), f"{OPENCLIP}:ARCH/PRETRAINED"])
+            raise ValueError(f"text encoder {name!r}: write a folder, a hub name or one of {kinds}")
+        folder = download(str(folder))
     config = find_folders(folder)[0] / "config.json"
-    kind = read_json(config).get("model_type")
-    if kind not in ENCODERS:
-        raise ValueError(f"{config}: `model_type` = {kind!r} is not a text encoder; allowed: {', '.join(ENCODERS)}")
-    return ENCODERS[kind].load(folder, layer, dtype)
+    found = read_json(config).get("model_type")
+    if found not in ENCODERS:
+        raise ValueError(f"{config}: `model_type` = {found!r} is not a text encoder; allowed: {', '.join(ENCODERS)}")
+    if wanted and ENCODERS[found] is not wanted:
+        raise ValueError(f"text encoder {name!r}: {config} says `model_type` = {found!r}; leave {kind}: out")
+    return ENCODERS[found].load(folder, layer, dtype, max_tokens)
 
 
 def download(name: str) -> Path:

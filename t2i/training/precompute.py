@@ -13,7 +13,7 @@ from t2i.conditioning import Conditioning
 from t2i.data.cache import Cache, build_cache, cache_parts, open_cache
 from t2i.data.dataset import Pictures
 from t2i.progress import progress
-from t2i.text.clip import CLIPTextEncoder
+from t2i.text.base import TextEncoder
 from t2i.training.ranks import ranks
 
 BATCH = 64
@@ -24,7 +24,7 @@ RIDGE = 1e-4  # of the largest variance
 class Frozen:
     """The two components that a U-Net is trained against."""
 
-    text: CLIPTextEncoder
+    text: TextEncoder
     vae: AutoencoderKL
     text_layer: int | None
 

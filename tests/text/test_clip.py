@@ -6,7 +6,7 @@ from typing import cast
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from t2i.text.encoder import load_text_encoder
 from tests.text.tiny import CAPTIONS, encoder, saved
@@ -200,3 +200,64 @@ def test_half_precision_on_request(tmp_path):
     assert half.fingerprint() != own.fingerprint()
     own.save(tmp_path / "half", dtype=torch.float16)
     assert load_text_encoder(tmp_path / "half")(PROMPTS).conditioning.tokens.dtype == torch.float32
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_clip_skip_is_the_layer_read_without_loading_again(tmp_path, n):
+    own = saved(tmp_path)
+    mark = own.fingerprint()
+    view, read = own.skipped(n), load_text_encoder(tmp_path, layer=-n)
+    assert torch.equal(view(PROMPTS).conditioning.tokens, read(PROMPTS).conditioning.tokens)
+    assert (view.config.num_hidden_layers, view.fingerprint()) == (4 - n, read.fingerprint())
+    assert view.max_tokens == own.max_tokens and (view is own) == (n == 1)
+    assert {p.data_ptr() for p in view.tower.parameters()} <= {p.data_ptr() for p in own.parameters()}
+    assert own.fingerprint() == mark and own.config.num_hidden_layers == 3
+
+
+def test_clip_skip_out_of_range_is_named():
+    for n in (0, 4):
+        with pytest.raises(ValueError, match=f"clip skip = {n}: the text encoder has 3 layers"):
+            encoder().skipped(n)
+
+
+@pytest.mark.parametrize("act", ["gelu", "quick_gelu"])
+@pytest.mark.parametrize("prefix", ["text_model.", ""])
+def test_stable_diffusion_2_s_tower_of_23_layers(tmp_path, act, prefix):
+    own = saved(tmp_path)
+    path = tmp_path / "text_encoder" / "config.json"
+    config = json.loads(path.read_text()) | {"num_hidden_layers": 23, "hidden_act": act, "projection_dim": 512}
+    torch.manual_seed(1)
+    stock = CLIPTextModel(CLIPTextConfig(**config)).eval()
+    path.write_text(json.dumps(config | {"architectures": ["CLIPTextModel"]}))
+    rewrite(tmp_path, lambda _: {prefix + k.removeprefix("text_model."): v for k, v in stock.state_dict().items()})
+    found = load_text_encoder(f"clip:{tmp_path}")
+    ids = own.tokenizer(PROMPTS, padding="max_length", max_length=16, return_tensors="pt").input_ids
+    with torch.no_grad():
+        wanted = stock(ids, output_hidden_states=True)
+    torch.testing.assert_close(found(PROMPTS).conditioning.tokens, wanted.last_hidden_state)
+    norm = stock.get_submodule("final_layer_norm")
+    with torch.no_grad():
+        penultimate = norm(wanted.hidden_states[-2])
+    torch.testing.assert_close(found.skipped(2)(PROMPTS).conditioning.tokens, penultimate)
+    assert found.config.hidden_act == act and found(PROMPTS).conditioning.pooled is None
+    found.save(tmp_path / "again")
+    again = json.loads((tmp_path / "again" / "text_encoder" / "config.json").read_text())
+    assert (again["num_hidden_layers"], again["hidden_act"]) == (23, act)
+
+
+def test_max_tokens_is_a_choice_within_the_positions(tmp_path):
+    own = saved(tmp_path)
+    short = load_text_encoder(tmp_path, max_tokens=12)
+    torch.testing.assert_close(short(PROMPTS).conditioning.tokens, own(PROMPTS).conditioning.tokens[:, :12])
+    with pytest.raises(ValueError, match="max_tokens = 17: this text encoder reads 3 to 16 tokens"):
+        load_text_encoder(tmp_path, max_tokens=17)
+
+
+def test_names_that_are_none_are_explained(tmp_path):
+    saved(tmp_path)
+    with pytest.raises(ValueError, match=r"write a folder, a hub name or one of clip:ID, t5:ID, openclip:ARCH"):
+        load_text_encoder("bert:base")
+    with pytest.raises(ValueError, match=r"`model_type` = 'clip_text_model'; leave t5: out"):
+        load_text_encoder(f"t5:{tmp_path}")
+    with pytest.raises(ValueError, match="/nowhere: no such folder"):
+        load_text_encoder("clip:/nowhere")
