@@ -13,9 +13,10 @@ from PIL import Image, PngImagePlugin
 from t2i.component import sync_files
 from t2i.data.grid import picture_grid
 from t2i.errors import RunFailed
+from t2i.pipeline.metadata import OURS, SCHEMA, to_texts
+from t2i.pipeline.metadata.chunks import read_texts
+from t2i.pipeline.metadata.fields import read_json
 
-SCHEMA = 1
-CHUNK = "t2i"  # the key of the PNG's text chunk
 METADATA = "metadata.jsonl"
 MOST_IN_GRID = 64
 _INDEX = re.compile(r"(?:grid-)?(\d{5,})(?:-\d+)?\.png")
@@ -33,11 +34,15 @@ class Pictures:
             raise ValueError(f"{folder}: cannot hold pictures ({error.strerror}); give another folder") from None
         self.shown: list[Image.Image] = []
 
-    def add(self, picture: Image.Image, settings: dict[str, Any]) -> Path:
-        """Write a picture whole, then its line; `settings` has its prompt and its seed."""
+    def add(self, picture: Image.Image, settings: dict[str, Any], *, metadata: bool = True) -> Path:
+        """Write a picture whole, then its line; `settings` has its prompt and its seed.
+
+        Without `metadata` they are in the line alone.
+        """
         settings = {"schema_version": SCHEMA, **settings}
         info = PngImagePlugin.PngInfo()
-        info.add_itxt(CHUNK, json.dumps(settings, ensure_ascii=False))
+        for key, text in (to_texts(settings) if metadata else {}).items():
+            (info.add_itxt if key == OURS else info.add_text)(key, text)
         path = self.folder / f"{self.next:05}-{settings['seed']}.png"
         line = {"file_name": path.name, "text": settings["prompt"], **settings}
         with _on_disk(path):
@@ -60,13 +65,11 @@ class Pictures:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """The settings inside a PNG of ours."""
-    with Image.open(path, formats=["PNG"]) as picture:
-        assert isinstance(picture, PngImagePlugin.PngImageFile)
-        text = picture.text.get(CHUNK)
-    if text is None:
+    """The settings inside a PNG of ours, as they were written."""
+    texts, _ = read_texts(path, {OURS})
+    if OURS not in texts:
         raise ValueError(f"{path}: holds no settings of t2i")
-    return json.loads(text)
+    return read_json(texts[OURS])
 
 
 def _next_index(folder: Path) -> int:

@@ -1,0 +1,47 @@
+"""`t2i pnginfo FILE...`: the settings inside pictures."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def pnginfo(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="PNG; also JPEG and WebP of A1111 and Fooocus")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="a JSON object a file, one a line")] = False,
+) -> None:
+    """Print the settings inside pictures: of t2i, A1111, InvokeAI or Fooocus."""
+    from t2i.pipeline.metadata import read_png
+
+    refused = []
+    for file in files:
+        try:
+            found = read_png(file)
+        except ValueError as error:
+            refused.append(str(error))
+            continue
+        if as_json:
+            typer.echo(json.dumps({"file": str(file), **found._asdict()}))
+        else:
+            typer.echo(_listing(file, found))
+    if refused:
+        raise ValueError("\n".join(map(_printable, refused)))
+
+
+def _listing(file: Path, found: Any) -> str:
+    """A field a line, the lines of a value below each other."""
+    rows = [*found.settings.items(), *(("ignored", entry) for entry in found.ignored)]
+    width = max(len(name) for name, _ in rows) + 2
+    lines = [f"{_printable(str(file))}: settings of {found.source}"]
+    for name, value in rows:
+        written = _printable(value if isinstance(value, str) else json.dumps(value))
+        lines.append(f"  {name:{width}}" + written.replace("\n", "\n" + " " * (width + 2)))
+    return "\n".join(lines)
+
+
+def _printable(text: str) -> str:
+    """Text that moves no cursor and turns no writing around: control characters are escaped."""
+    return "".join(c if c.isprintable() or c in "\n\u200d" else c.encode("unicode_escape").decode() for c in text)
