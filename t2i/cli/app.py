@@ -2,7 +2,7 @@
 
 import typer
 
-from t2i.cli import generate, train
+from t2i.cli import doctor, generate, grid, pnginfo, train
 
 app = typer.Typer(
     help="Train the three components of a latent text-to-image pipeline, and generate pictures from prompts.",
@@ -13,3 +13,6 @@ app = typer.Typer(
 app.add_typer(train.app, name="train")
 app.command()(train.precompute)
 app.command()(generate.generate)
+app.command()(grid.grid)
+app.command()(pnginfo.pnginfo)
+app.command()(doctor.doctor)

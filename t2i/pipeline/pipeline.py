@@ -1,6 +1,5 @@
 """`Pipeline`: prompts -> token states -> latents -> pictures."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +12,29 @@ from PIL import Image
 from torch import Tensor
 
 from t2i.autoencoder.kl import AutoencoderKL
-from t2i.conditioning import Conditioning
+from t2i.autoencoder.tiles import check_tile
 from t2i.data.transforms import to_pixels
-from t2i.errors import RunFailed
+from t2i.diffusion.guidance import Guidance
+from t2i.diffusion.schedule import Level
+from t2i.diffusion.solvers import parse_solver
 from t2i.generator.latent_diffusion import LatentDiffusion
 from t2i.generator.scheduler_config import SchedulerConfig
 from t2i.pipeline import request as ask
+from t2i.pipeline.decode import Coder, check_finite
+from t2i.pipeline.encode import encode, texts_of
 from t2i.pipeline.folder import Defaults, Parts, check_fit, load, save
-from t2i.pipeline.request import Job, Request, Texts
-from t2i.text.clip import CLIPTextEncoder
+from t2i.pipeline.init_image import joined_generator, plan, prepare_init
+from t2i.pipeline.job import Job, Resolved
+from t2i.pipeline.noise import noise_source
+from t2i.pipeline.preview import LatentRGB, fit_latent_rgb, smooth_noise
+from t2i.pipeline.request import Request
+from t2i.text.base import TextEncoder
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-MOST_ELEMENTS = 2**31 - 1  # of one activation: kernels count in int32
 # (pipeline, step index from 0, the step's timestep as the family counts it, {"latents"}) -> None, or {"latents": new}
 StepEnd = Callable[["Pipeline", int, int, dict[str, Tensor]], dict[str, Tensor] | None]
+
+CLEAN = Level(0.0, 1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Pipeline:
 
     def __init__(
         self,
-        text_encoder: CLIPTextEncoder,
+        text_encoder: TextEncoder,
         generator: LatentDiffusion,
         autoencoder: AutoencoderKL,
         scheduler: SchedulerConfig,
@@ -54,6 +62,9 @@ class Pipeline:
         check_fit(text_encoder, generator.unet, autoencoder)
         self.text_encoder, self.generator, self.autoencoder = text_encoder, generator, autoencoder
         self.scheduler, self.defaults = scheduler, defaults or Defaults(solver=scheduler.solver)
+        self.coder = Coder()
+        # A U-Net for inpainting reads the mask and the kept part's latents beside its own.
+        self.joined = generator.unet.config.in_channels != autoencoder.config.latent_channels
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -77,6 +88,14 @@ class Pipeline:
         self.generator.unet.to(device=device, dtype=dtype)
         self.autoencoder.to(device=device, dtype=torch.float32 if upcast else dtype)
         return self
+
+    def enable_vae_tiling(self, pixels: int = 512) -> None:
+        """Decode and encode by overlapping tiles of `pixels` a side: less memory, and seams that are blended."""
+        self.coder.tile = check_tile(self.autoencoder, pixels)
+
+    def enable_vae_slicing(self) -> None:
+        """Decode and encode one picture at a time."""
+        self.coder.sliced = True
 
     @property
     def device(self) -> torch.device:
@@ -102,6 +121,19 @@ class Pipeline:
         output_type: str = "pil",
         callback_on_step_end: StepEnd | None = None,
         batch_size: int = 8,
+        image: Any = None,
+        strength: float | None = None,
+        mask: Any = None,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        spacing: str | None = None,
+        sigmas: str | None = None,
+        clip_skip: int = 1,
+        prompt_syntax: str = "plain",
+        long_prompts: bool = False,
+        towards: Sequence[tuple[str, float] | None] | None = None,
+        variation_seeds: int | Sequence[int] | None = None,
+        variation_strength: float = 0.0,
     ) -> Output:
         """Pictures of prompts: "pil" a list, "np" NHWC and "pt" NCHW in [0, 1], "latent" scaled latents."""
         given = {k: v for k, v in locals().items() if k not in ("self", "output_type", "callback_on_step_end")}
@@ -111,35 +143,47 @@ class Pipeline:
         images = join(list(self.run(job, output_type, callback_on_step_end)))
         return Output(images, job.seeds, job.texts.truncated, job.texts.negative_truncated)
 
-    def prepare(self, request: Request) -> Job:
-        """Check the whole request, then encode its texts."""
-        defaults = self.defaults
+    def resolve(self, request: Request) -> Resolved:
+        """Check the whole request and fill in what the model says; no network runs."""
+        defaults, vae = self.defaults, self.autoencoder
         steps = request.num_inference_steps if request.num_inference_steps is not None else defaults.steps
-        guidance = request.guidance_scale if request.guidance_scale is not None else defaults.guidance
-        solver = request.solver if request.solver is not None else defaults.solver
-        ask.check_numbers(guidance, request.eta)
-        draws = self.generator.draws(solver, steps, request.eta)
-        prompts, negatives = self._texts_of(request, guidance)
+        scale = request.guidance_scale if request.guidance_scale is not None else defaults.guidance
+        guidance = Guidance(scale, request.guidance_rescale, request.guidance_interval)
+        ask.check_numbers(request)
+        solver, sigmas = parse_solver(request.solver if request.solver is not None else defaults.solver)
+        where = {"spacing": request.spacing, "sigmas": sigmas if request.sigmas is None else request.sigmas}
+        levels = self.generator.levels(steps, solver=solver, **where)
+        begin = plan(request, steps, len(levels) - 1, self.joined)
+        draws = self.generator.draws(solver, steps, request.eta, start=begin.start, **where)
+        prompts, negatives = texts_of(request, self.text_encoder.width, scale)
         count = ask.check_counts(request, len(prompts))
         seeds = ask.seed_list(request, count)
-        factor = self.autoencoder.factor
-        h, w = ask.latent_size(request, self.default_size(), factor)
-        noise = ask.noise_source(request, seeds, count, (self.generator.unet.config.in_channels, h, w), draws)
-        return Job(
-            texts=self.encode(prompts, negatives, request.batch_size),
-            copies=request.num_images_per_prompt,
+        h, w = ask.latent_size(request, self.default_size(), vae.factor)
+        return Resolved(
+            request=request,
+            prompts=prompts,
+            negatives=negatives,
             count=count,
-            batch_size=request.batch_size,
             steps=steps,
             guidance=guidance,
             solver=solver,
-            eta=request.eta,
             seeds=seeds,
-            noise=noise,
-            height=h * factor,
-            width=w * factor,
-            timesteps=[int(level.t) - 1 for level in self.generator.levels(steps)[:-1]],
+            noise=noise_source(request, seeds, count, (vae.config.latent_channels, h, w), begin.order, draws),
+            height=h * vae.factor,
+            width=w * vae.factor,
+            levels=levels,
+            begin=begin,
+            **where,
         )
+
+    def prepare(self, request: Request | Resolved) -> Job:
+        """Check the whole request, then encode its texts and the picture to begin from."""
+        found = self.resolve(request) if isinstance(request, Request) else request
+        request = found.request
+        texts = encode(self.text_encoder, found.prompts, found.negatives, request)
+        size = (found.height, found.width)
+        init = prepare_init(request, found.begin, size, self.autoencoder, self.coder, self.joined)
+        return Job(**vars(found), texts=texts, init=init)
 
     def default_size(self) -> tuple[int, int] | None:
         """(height, width) of the pictures that the model was trained on."""
@@ -147,61 +191,6 @@ class Pipeline:
         if side is None:
             return None
         return (side * factor, side * factor) if isinstance(side, int) else (side[0] * factor, side[1] * factor)
-
-    def _texts_of(self, request: Request, guidance: float) -> tuple[list[str] | Tensor, list[str] | Tensor | None]:
-        """Prompts and negatives, as strings or as states; no negatives where guidance reads none."""
-        embeds, negative_embeds = request.prompt_embeds, request.negative_prompt_embeds
-        if (request.prompts is None) == (embeds is None):
-            raise ValueError("give prompts or prompt_embeds, one of the two")
-        if request.negative_prompt is not None and negative_embeds is not None:
-            raise ValueError("give negative_prompt or negative_prompt_embeds, not both")
-        width = self.text_encoder.width
-        if embeds is None:
-            prompts = ask.prompt_list(request.prompts, "prompts")
-        else:
-            ask.check_embeds("prompt_embeds", embeds, width)
-            prompts = embeds
-        if negative_embeds is None:
-            negatives = ask.negative_list(request.negative_prompt, len(prompts))
-        else:
-            ask.check_embeds("negative_prompt_embeds", negative_embeds, width, (1, len(prompts)))
-            negatives = negative_embeds
-        if guidance != 1:
-            return prompts, negatives
-        if isinstance(negatives, Tensor) or any(negatives):
-            warnings.warn("guidance_scale = 1 is no guidance: the negative prompt is ignored", stacklevel=4)
-        return prompts, None
-
-    @torch.inference_mode()
-    def encode(self, prompts: list[str] | Tensor, negatives: list[str] | Tensor | None, batch_size: int = 8) -> Texts:
-        """The states of every text, equal texts once; states that are given are taken as they are."""
-        texts = list(dict.fromkeys(t for part in (prompts, negatives) if isinstance(part, list) for t in part))
-        encoded = [self.text_encoder(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
-        bank = [part.conditioning for part in encoded]
-        for part in bank:
-            check_finite(part.tokens, "text encoder")
-        cut = dict(zip(texts, (t for part in encoded for t in part.truncated), strict=True))
-        row_of = {text: i for i, text in enumerate(texts)}
-
-        def rows(part: list[str] | Tensor) -> Tensor:
-            if isinstance(part, list):
-                return torch.tensor([row_of[text] for text in part])
-            start = sum(len(states) for states in bank)
-            tokens = part.to(self.device)
-            bank.append(Conditioning(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool, device=self.device)))
-            return torch.arange(start, start + len(part)).expand(max(len(part), len(prompts)))
-
-        found = rows(prompts)
-        null = found if negatives is None else rows(negatives)
-        if len(lengths := {states.tokens.shape[1] for states in bank}) > 1:
-            raise ValueError(f"prompts and negatives have {sorted(lengths)} tokens: they must have equally many")
-        return Texts(
-            Conditioning.cat(bank),
-            found,
-            null,
-            [cut[t] for t in prompts] if isinstance(prompts, list) else [""] * len(prompts),
-            [cut[t] for t in negatives] if isinstance(negatives, list) else [""] * len(prompts),
-        )
 
     def run(self, job: Job, output_type: str = "pil", callback: StepEnd | None = None) -> Iterator[Any]:
         """The pictures, a batch at a time."""
@@ -221,47 +210,62 @@ class Pipeline:
     @torch.inference_mode()
     def _sample(self, job: Job, first: int, last: int, callback: StepEnd | None) -> Float[Tensor, "b c h w"]:
         prompts = torch.arange(first, last) // job.copies
-        latents, *noise = [x.to(self.device) for x in job.noise(first, last)]
+        drawn, init, generator = job.noise(first, last), job.init, self.generator
+        start = drawn.start.to(self.device)
+        latents = start if init is None else init.begin(drawn, job.levels[job.begin.start]).to(self.device)
+        kept = None
+        if init is not None and init.joined:
+            generator = joined_generator(generator, init.extra(drawn).to(self.device))
+        elif init is not None and init.mask is not None:
+            kept = init.latents(drawn).to(self.device)
 
         def step(done: int, x: Tensor) -> None:
-            assert callback is not None
+            if init is not None and kept is not None:
+                level = job.levels[job.begin.start + done] if done < len(job.timesteps) else CLEAN
+                x.copy_(init.keep(x, kept, start, level))  # the solver goes on from the tensor that it handed out
+            if callback is None:
+                return
             returned = callback(self, done - 1, job.timesteps[done - 1], {"latents": x}) or {}
             if unknown := set(returned) - {"latents"}:
                 raise ValueError(f"callback_on_step_end returned {sorted(unknown)}: only 'latents' can be changed")
             if returned.get("latents", x) is not x:
-                x.copy_(returned["latents"])  # the solver goes on from the tensor that it handed out
+                x.copy_(returned["latents"])
 
-        latents = self.generator.sample(
+        latents = generator.sample(
             latents,
             job.texts.states[job.texts.rows[prompts].to(self.device)],
             job.texts.states[job.texts.null_rows[prompts].to(self.device)],
             solver=job.solver,
             steps=job.steps,
             guidance=job.guidance,
-            eta=job.eta,
-            noise=noise,
-            callback=None if callback is None else step,
+            eta=job.request.eta,
+            spacing=job.spacing,
+            sigmas=job.sigmas,
+            start=None if init is None or init.pure else job.begin.start,
+            noise=[x.to(self.device) for x in drawn.steps],
+            callback=None if callback is None and kept is None else step,
         )
         check_finite(latents, "U-Net")
         return latents
 
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         """Scaled latents -> pictures in [-1, 1] (not clamped), in float32."""
-        vae = self.autoencoder
-        height, width = (side * vae.factor for side in latents.shape[2:])
-        most = max(1, MOST_ELEMENTS // (height * width * max(vae.config.block_out_channels)))
-        dtype = next(vae.parameters()).dtype
-        with torch.inference_mode():
-            parts = (latents / vae.config.scaling_factor).to(dtype).split(most)
-            pixels = torch.cat([vae.decode(part).float() for part in parts])
-            check_finite(pixels, "VAE")
-        return pixels.clone()
+        return self.coder.decode(self.autoencoder, latents)
 
+    def preview(self, latents: Float[Tensor, "b c h w"]) -> list[Image.Image]:
+        """Small pictures of latents, at any step and without the decoder; fits the map where the model has none."""
+        if self.defaults.latent_rgb_factors is None:
+            self.fit_preview()
+        factors, bias = self.defaults.latent_rgb_factors, self.defaults.latent_rgb_bias
+        return LatentRGB(torch.tensor(factors), torch.tensor(bias))(latents)
 
-def check_finite(x: Tensor, stage: str) -> None:
-    """Raise RunFailed that names the stage, rather than go on to a black picture."""
-    if not x.isfinite().all():
-        raise RunFailed(f"the {stage} put out non-finite values: use dtype float32 or bfloat16, or other weights")
+    def fit_preview(self, latents: Float[Tensor, "b c h w"] | None = None) -> None:
+        """Fit the map of `preview` to decoded latents (smooth noise by default); `save_pretrained` keeps it."""
+        if latents is None:
+            latents = smooth_noise((8, self.autoencoder.config.latent_channels, 8, 8))
+        found = fit_latent_rgb(latents, self.decode(latents.to(self.device)))
+        update = {"latent_rgb_factors": found.factors.tolist(), "latent_rgb_bias": found.bias.tolist()}
+        self.defaults = Defaults.parse(self.defaults.model_dump() | update, "latent_rgb_factors")
 
 
 def check_device(device: torch.device | str) -> None:

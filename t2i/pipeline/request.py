@@ -1,22 +1,16 @@
-"""What a pipeline is asked for: checked before anything is computed, and the noise of every picture."""
+"""What a pipeline is asked for: checked before anything is computed."""
 
-import math
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
-
-from t2i.conditioning import Conditioning
 
 LARGEST_SIDE = 4096
 MOST_PICTURES = 10_000
 LARGEST_SEED = 2**63 - 1
-# (first picture, the one after the last) -> the initial latents, then the noise of each step that draws some
-Noise = Callable[[int, int], list[Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,41 +32,19 @@ class Request:
     prompt_embeds: Tensor | None = None
     negative_prompt_embeds: Tensor | None = None
     batch_size: int = 8
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Token states, each text once, and which of them each prompt and its negative have."""
-
-    states: Conditioning
-    rows: Int[Tensor, " p"]
-    null_rows: Int[Tensor, " p"]
-    truncated: list[str]
-    negative_truncated: list[str]
-
-
-@dataclass(frozen=True)
-class Job:
-    """A checked request with its token states."""
-
-    texts: Texts
-    copies: int
-    count: int
-    batch_size: int
-    steps: int
-    guidance: float
-    solver: str
-    eta: float
-    seeds: list[int] | None
-    noise: Noise
-    height: int
-    width: int
-    timesteps: list[int]
-
-    @property
-    def batches(self) -> list[tuple[int, int]]:
-        """The pictures cut into batches, (first, the one after the last)."""
-        return [(a, min(a + self.batch_size, self.count)) for a in range(0, self.count, self.batch_size)]
+    image: Any = None
+    strength: float | None = None
+    mask: Any = None
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    spacing: str | None = None
+    sigmas: str | None = None
+    clip_skip: int = 1
+    prompt_syntax: str = "plain"
+    long_prompts: bool = False
+    towards: Sequence[tuple[str, float] | None] | None = None
+    variation_seeds: int | Sequence[int] | None = None
+    variation_strength: float = 0.0
 
 
 def prompt_list(value: str | Sequence[Any] | None, name: str) -> list[str]:
@@ -117,12 +89,17 @@ def check_counts(request: Request, prompts: int) -> int:
     return count
 
 
-def check_numbers(guidance: float, eta: float) -> None:
-    """Guidance and eta."""
-    if not (math.isfinite(guidance) and guidance >= 0):
-        raise ValueError(f"guidance_scale = {guidance} must be a number >= 0; 1 is no guidance")
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta = {eta} is not in 0..1 (0: deterministic, 1: as noisy as DDPM)")
+def check_numbers(request: Request) -> None:
+    """Eta, and the numbers of variations and of prompts on their way to others."""
+    if not 0 <= request.eta <= 1:
+        raise ValueError(f"eta = {request.eta} is not in 0..1 (0: deterministic, 1: as noisy as DDPM)")
+    if not 0 <= request.variation_strength <= 1:
+        raise ValueError(f"variation_strength = {request.variation_strength} is not in 0..1 (1: the variation seed's)")
+    if (request.variation_seeds is None) != (request.variation_strength == 0):
+        raise ValueError("variation_seeds and variation_strength (above 0) belong together: give both")
+    for text, share in filter(None, request.towards or ()):
+        if not 0 <= share <= 1:
+            raise ValueError(f"towards: the share {share} of the way to {text!r} is not in 0..1")
 
 
 def latent_size(request: Request, default: tuple[int, int] | None, factor: int) -> tuple[int, int]:
@@ -146,7 +123,7 @@ def latent_size(request: Request, default: tuple[int, int] | None, factor: int) 
 
 
 def seed_list(request: Request, count: int) -> list[int] | None:
-    """A seed for each picture: given, counted up from one, or drawn; None where generators are given."""
+    """A seed for each picture: given, counted up from one (variations share it), or drawn; None with generators."""
     seeds = request.seeds
     if request.generator is not None:
         if seeds is not None:
@@ -154,49 +131,11 @@ def seed_list(request: Request, count: int) -> list[int] | None:
         return None
     if seeds is None:
         seeds = secrets.randbelow(2**32)
-    found = [seeds + k for k in range(count)] if isinstance(seeds, int) else list(seeds)
+    step = 1 if request.variation_seeds is None else 0
+    found = [seeds + k * step for k in range(count)] if isinstance(seeds, int) else list(seeds)
     if len(found) != count:
         raise ValueError(f"seeds has {len(found)} entries for {count} pictures: give one a picture, or one number")
     for k, seed in enumerate(found):
         if not 0 <= seed <= LARGEST_SEED:
             raise ValueError(f"seeds: {seed}, of picture {k}, is not in 0..2^63 - 1")
     return found
-
-
-def noise_source(request: Request, seeds: list[int] | None, count: int, shape: tuple[int, ...], draws: int) -> Noise:
-    """Noise as stock draws it: for each picture from its own generator, or from one generator for all at once.
-
-    Always in float32 and where the generator lives, so that a picture depends on neither batch, device nor dtype.
-    """
-    given = request.latents
-    if given is not None and tuple(given.shape) != (count, *shape):
-        raise ValueError(f"latents has shape {tuple(given.shape)}: {(count, *shape)} is needed")
-    if given is not None and not given.isfinite().all():
-        raise ValueError("latents holds non-finite values")
-    first = [] if given is None else [given.float()]
-    draws += 1 - len(first)
-    if seeds is not None:
-
-        def from_seeds(a: int, b: int) -> list[Tensor]:
-            own = [torch.Generator().manual_seed(seed) for seed in seeds[a:b]]
-            return [x[a:b] for x in first] + draw(own, 1, shape, draws)
-
-        return from_seeds
-    generators = (
-        [request.generator] if isinstance(request.generator, torch.Generator) else list(request.generator or ())
-    )
-    one = isinstance(request.generator, torch.Generator)
-    if not one and len(generators) != count:
-        raise ValueError(f"generator has {len(generators)} entries for {count} pictures: give one, or one a picture")
-    drawn = first + draw(generators, count if one else 1, shape, draws)
-    return lambda a, b: [x[a:b] for x in drawn]
-
-
-def draw(
-    generators: Sequence[torch.Generator], rows: int, shape: tuple[int, ...], draws: int
-) -> list[Float[Tensor, "b c h w"]]:
-    """`draws` tensors of `rows` rows from each generator."""
-    return [
-        torch.cat([torch.randn((rows, *shape), generator=g, device=g.device).cpu() for g in generators])
-        for _ in range(draws)
-    ]

@@ -130,7 +130,7 @@ def test_guidance_one_says_that_the_negative_prompt_is_ignored(t2i, model):
         (["x", "--size", "15x16"], "width = 15 is not a multiple of 2"),
         (["x", "--size", "16"], "--size = '16' is not WxH"),
         (["x", "--dtype", "int8"], "--dtype = 'int8'"),
-        (["x", "--solver", "euler"], "solver = 'euler' is unknown"),
+        (["x", "--solver", "eular"], "--solver = 'eular' is unknown: did you mean 'euler'"),
         (["x", "--steps", "0"], "--steps = 0"),
         (["x", "--device", "gpu"], "--device = 'gpu'"),
         (["x", "-m", "nowhere"], "nowhere: no such folder"),

@@ -1,0 +1,175 @@
+"""The cells of `t2i grid`, each one picture from the same noise: all are checked, then drawn, then laid out."""
+
+import shlex
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from PIL import Image
+
+from t2i.cli.generate_options import Order, say
+from t2i.cli.generate_request import request_of, settings_of
+from t2i.cli.generate_run import Session, _as_flags, _open
+from t2i.cli.grid import Axis
+from t2i.errors import RunFailed
+from t2i.pipeline import Pipeline
+from t2i.pipeline.job import Job, Resolved
+from t2i.pipeline.outputs import Pictures
+from t2i.pipeline.request import MOST_PICTURES
+from t2i.pipeline.sheet import Sheet, write_new
+from t2i.progress import progress
+
+# The pipeline's arguments by the names of the axes.
+NAMES = {"num_inference_steps": "steps", "guidance_scale": "cfg", "seeds: ": "seed: "}
+NOWHERE = Axis("", "", [""], [None])
+
+
+@dataclass(frozen=True)
+class Plot:
+    """What is asked for: axes over the settings that all cells share.
+
+    `written` holds the flags that the command repeats as they were given.
+    """
+
+    prompt: str | None
+    axes: list[Axis]
+    given: dict[str, Any]
+    model: Path
+    out: Path
+    device: str | None
+    written: dict[str, str]
+
+    @property
+    def sides(self) -> list[Axis]:
+        """Panels, rows and columns."""
+        found = {axis.flag: axis for axis in self.axes}
+        return [found.get(flag, NOWHERE) for flag in ("-z", "-y", "-x")]
+
+    @property
+    def orders(self) -> Iterator[Order]:
+        """One a cell, panel by panel and row by row."""
+        for indices in product(*(range(len(side.values)) for side in self.sides)):
+            at = [(side, i) for side, i in zip(self.sides, indices, strict=True) if side is not NOWHERE]
+            options = self.given | {side.name: side.values[i] for side, i in at}
+            prompt = options.pop("prompt", self.prompt)
+            assert prompt is not None
+            where = ", ".join(f"{side.name} = {side.written[i]}" for side, i in at)
+            yield Order([prompt], {k: v for k, v in options.items() if v is not None}, where=where)
+
+    @property
+    def command(self) -> str:
+        """The words that draw it again, with the seed that was drawn."""
+        words = ["t2i", "grid"]
+        for flag, text in self.written.items():
+            words += [flag, text]
+        for name, value in self.given.items():
+            words.append(f"--{name.replace('_', '-')}={value}")
+        words += ["-o", str(self.out)] + (["--device", self.device] if self.device else [])
+        return shlex.join(words + ([] if self.prompt is None else ["--", self.prompt]))
+
+
+def run(plot: Plot) -> None:
+    """Draw every cell and the sheet; nothing is written before every cell is checked."""
+    count = len(plot.sides[0].values) * len(plot.sides[1].values) * len(plot.sides[2].values)
+    if count > MOST_PICTURES:
+        raise ValueError(f"the axes have {count} cells, more than {MOST_PICTURES}: give fewer values")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        said: set[str] = set()
+
+        def show(message: Warning | str, *_: Any, **__: Any) -> None:
+            if str(message) not in said:
+                said.add(str(message))
+                say(str(message))
+
+        warnings.showwarning = show
+        orders = list(plot.orders)
+        session = Session(plot.model, plot.out, plot.device, 1, True, False, None)
+        with _as_flags():
+            pipeline, made_by = _open(session, orders[0])
+        _draw(plot, pipeline, made_by, orders)
+
+
+def _draw(plot: Plot, pipeline: Pipeline, made_by: dict[str, Any], orders: list[Order]) -> None:
+    asked = []
+    for order in orders:
+        with _in(order):
+            asked.append(pipeline.resolve(request_of(order, 1)))
+    panels, rows, columns = (side.labels if side is not NOWHERE else ("",) for side in plot.sides)
+    varied = [axis.name for axis in plot.axes]
+    title = plot.prompt if plot.prompt is not None and "prompt" not in varied else f"by {', '.join(varied)}"
+    sheet = Sheet(title, (asked[0].width, asked[0].height), columns, rows, panels)
+    size = sheet.layout.size
+    with _in(orders[0]):
+        first = pipeline.prepare(asked[0])  # before the folder is made: a fault in a prompt leaves nothing behind
+    what = f"{len(orders)} cells" + (f", seed {plot.given['seed']}" if "seed" in plot.given else "")
+    say(f"{what}, a sheet of {size[0]}x{size[1]} pixels")
+    pictures = Pictures(plot.out)
+    try:
+        shown, settings = _pictures(pipeline, made_by, orders, asked, first, pictures)
+    except KeyboardInterrupt:
+        say(f"interrupted; {pictures.next - pictures.first} of {len(orders)} cells are in {pictures.folder}")
+        raise
+    except torch.OutOfMemoryError as error:
+        raise RunFailed(f"out of memory: lower --size ({str(error).splitlines()[0]})") from None
+    path = pictures.folder / f"sheet-{pictures.first:05}.png"
+    write_new(path, sheet.draw(shown))
+    common = {k: str(v) for k, v in settings[0].items() if all(row.get(k) == v for row in settings)}
+    listed = common | {axis.name: " | ".join(axis.written) for axis in plot.axes}
+    write_new(path.with_suffix(".html"), sheet.page(shown, listed, plot.command))
+    typer.echo(f"{path} and {path.with_suffix('.html').name}: {what}")
+
+
+def _pictures(
+    pipeline: Pipeline,
+    made_by: dict[str, Any],
+    orders: list[Order],
+    asked: list[Resolved],
+    first: Job,
+    pictures: Pictures,
+) -> tuple[list[Image.Image], list[dict[str, Any]]]:
+    """Every cell's picture and its settings, written one by one."""
+    shown, settings, done = [], [], 0
+    with progress("steps", sum(len(found.timesteps) for found in asked)) as report:
+
+        def step(*_: Any) -> None:
+            nonlocal done
+            done += 1
+            report(done)
+
+        for order, found in zip(orders, asked, strict=True):
+            with _in(order):
+                job = first if found is asked[0] else pipeline.prepare(found)
+                _say_truncated(job)
+                picture = next(pipeline.run(job, callback=step))[0]
+            shown.append(picture)
+            settings.append(settings_of(job, 0, order, made_by))
+            pictures.add(picture, settings[-1])
+    return shown, settings
+
+
+def _say_truncated(job: Job) -> None:
+    """Through `warnings`, which says the same thing once."""
+    for what, rest in (("prompt", job.texts.truncated[0]), ("negative prompt", job.texts.negative_truncated[0])):
+        if rest:
+            warnings.warn(f"the {what} is too long, these words are left out: {rest!r}", stacklevel=2)
+
+
+@contextmanager
+def _in(order: Order) -> Iterator[None]:
+    """Faults name the cell, and call everything as the axes do."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error)
+        for name, ours in NAMES.items():
+            message = message.replace(name, ours)
+        raise ValueError(f"{order.where}: {message}") from None
+    except RunFailed as error:
+        raise RunFailed(f"{order.where}: {error}") from None
