@@ -16,6 +16,7 @@ SPACINGS = ("leading", "linspace", "trailing")
 SIGMAS = ("karras", "exponential")
 GRIDS = ("whole", "real", "inner", "table", "lcm")
 LCM_STEPS = 50  # of the teacher's list, of which consistency distillation knows every one
+EDM_LARGEST = 80.0  # sigma_max of 2206.00364: beyond it a schedule that ends in (nearly) pure noise has nothing to see
 _LAST_ALPHA_BAR = (
     2.0**-24
 )  # where a list of sigmas needs a finite first one: stands for alpha_bar_T = 0, as in diffusers
@@ -179,7 +180,8 @@ def levels(
     `end`: 0, or 1 for `set_alpha_to_one: false`. A list that already reaches t = 1 then has n levels, because the
     last step would go nowhere. `grid` is what the family's classes make of a spacing: "whole" t (DDIM, DDPM, PNDM),
     "real" t (the Euler family), "inner": n + 1 points without the last (DPM-Solver++, UniPC; at n = T all T points,
-    where diffusers doubles some and divides by 0); "table": T to 1 whatever the spacing (EDM); "lcm": its own list.
+    where diffusers doubles some and divides by 0); "table": from T, or where sigma / alpha = 80, to 1 (EDM); "lcm":
+    its own list.
     `sigmas`: sigma / alpha on the curve of Karras or exponential, between the ends of the "real" list or of the table.
     """
     T = schedule.T
@@ -237,6 +239,8 @@ def _on_curve(schedule: Schedule, walk: list[Level], sigmas: str, grid: str) -> 
     n = len(walk)
     if grid in ("inner", "table"):
         first, last = math.exp(schedule.log_ratios[-1]), math.exp(schedule.log_ratios[0])
+        if grid == "table":
+            first = min(first, EDM_LARGEST)
     else:
         first, last = (min(level.ratio, math.exp(schedule.log_ratios[-1])) for level in (walk[0], walk[-1]))
     shares = [i / max(n - 1, 1) for i in range(n)]

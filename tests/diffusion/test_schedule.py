@@ -158,3 +158,11 @@ def test_a_table_that_is_no_schedule_is_refused():
     for table in ([0.9, 0.5], [1.0, 0.5, 0.5], [1.0, -0.1]):
         with pytest.raises(AssertionError):
             Schedule(torch.tensor(table, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("kind", "rescale"), [("cosine", False), ("cosine", True), ("scaled_linear", True)])
+def test_edm_begins_at_its_largest_sigma(kind, rescale):
+    schedule = make_schedule(kind, rescale_betas_zero_snr=rescale)
+    listed = levels(schedule, 10, grid="table", sigmas="karras")
+    assert listed[0].ratio == pytest.approx(80)
+    assert levels(make_schedule("scaled_linear"), 10, grid="table", sigmas="karras")[0].t == 1000  # is below 80
