@@ -6,6 +6,7 @@ import platform
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -17,6 +18,8 @@ import typer
 
 OK, NOTE, BAD = "ok", "note", "bad"
 MARKS = {OK: "  ok  ", NOTE: " note ", BAD: " BAD  "}
+COLUMNS = 80
+ATTENTION = ("sdpa", "xformers")
 LEAST_FREE = 10**9  # bytes of disk: less holds no checkpoint
 # The modules to import, with the package that each comes in and the extra that asks for it.
 MODULES = {
@@ -42,28 +45,51 @@ class Check:
 Checks = Iterator[Check]
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="one JSON object, for programs")] = False) -> None:
-    """Try out what t2i needs here: versions, devices, dtypes, attention, disk, the shipped model.
+def doctor(
+    attention: Annotated[
+        str | None, typer.Option(help="sdpa or xformers: a backend that you mean to use, and that has to work")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object, for programs")] = False,
+) -> None:
+    """Try out what t2i needs here: versions, devices, dtypes, attention, disk, the shipped model. Needs no network.
 
     Exit 1 when something that generating or training needs will not work; what is optional and missing is a note.
     """
+    if attention not in (None, *ATTENTION):
+        raise ValueError(f"--attention = {attention!r} is unknown: choose one of {', '.join(ATTENTION)}")
     found = []
-    for check in examine():
+    for check in examine(attention or "sdpa"):
         found.append(check)
         if not as_json:
-            typer.echo(f"{MARKS[check.status]}{check.name}: {check.text}")
-            if check.way_out:
-                typer.echo(f"{' ' * 6}  -> {check.way_out}")
+            typer.echo(shown(check))
     bad = [check.name for check in found if check.status == BAD]
     if as_json:
         typer.echo(json.dumps({"ok": not bad, "checks": [asdict(check) for check in found]}))
     else:
-        typer.echo(f"will not work: {', '.join(bad)}" if bad else "everything that t2i needs works")
+        end = f"will not work: {', '.join(bad)}" if bad else "everything that t2i needs works"
+        typer.echo(textwrap.fill(end, COLUMNS))
     if bad:
         raise typer.Exit(1)
 
 
-def examine() -> Checks:
+def shown(check: Check) -> str:
+    """A finding in lines of at most COLUMNS; only a path that is longer stands out."""
+    lines = [(MARKS[check.status], f"{check.name}: {check.text}")]
+    lines += [("        -> ", check.way_out)] if check.way_out else []
+    return "\n".join(
+        textwrap.fill(
+            text,
+            COLUMNS,
+            initial_indent=start,
+            subsequent_indent=" " * (len(start) + (2 if start in MARKS.values() else 0)),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for start, text in lines
+    )
+
+
+def examine(attention: str = "sdpa") -> Checks:
     """Every check; those that compute are left out where torch cannot be imported."""
     yield from check_python()
     packages = list(check_packages())
@@ -78,8 +104,10 @@ def examine() -> Checks:
         yield Check("t2i", BAD, f"cannot be imported ({cause_of(error)})", "mend the packages above")
         return
     yield from check_processor()
-    for device in devices():
-        yield from check_device(device)
+    found = devices()
+    default = "cuda" if any(device.type == "cuda" for device in found) else "cpu"  # where commands run unless told
+    for device in found:
+        yield from check_device(device, attention if device.type == default else "sdpa")
     yield from check_shipped()
 
 

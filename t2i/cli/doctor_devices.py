@@ -36,8 +36,8 @@ def devices() -> list[torch.device]:
     return found + ([torch.device("mps")] if torch.backends.mps.is_available() else [])
 
 
-def check_device(device: torch.device) -> Checks:
-    """A device's memory, the dtypes that it computes in, and the attention backends."""
+def check_device(device: torch.device, attention: str) -> Checks:
+    """A device's memory, the dtypes that it computes in, and the attention backends, of which `attention` must work."""
     name = str(device)
     if device.type == "cuda":
         try:
@@ -60,7 +60,7 @@ def check_device(device: torch.device) -> Checks:
     status = BAD if "fp32" in missing else NOTE if missing else OK
     way_out = f"--dtype {' and '.join(missing)} will not work on {name}" if missing else ""
     yield Check(f"{name}, dtypes", status, text, way_out)
-    yield from check_attention(device, works)
+    yield from check_attention(device, works, attention)
 
 
 def _memory() -> str:
@@ -92,7 +92,7 @@ def computes(device: torch.device, dtype: torch.dtype) -> bool:
     return True
 
 
-def check_attention(device: torch.device, dtypes: list[torch.dtype]) -> Checks:
+def check_attention(device: torch.device, dtypes: list[torch.dtype], asked: str) -> Checks:
     """Every backend, forward and backward, on random blocks of the head sizes in use; against sdpa as at its use."""
     layers = nn.ModuleList(Attention(2 * d, heads=2, head_dim=d) for d in HEAD_SIZES)
     for backend in BACKENDS:
@@ -107,8 +107,9 @@ def check_attention(device: torch.device, dtypes: list[torch.dtype]) -> Checks:
         name = f"{device}, attention {backend}"
         if works:
             yield Check(name, OK, f"works in {', '.join(works)} at head sizes {', '.join(map(str, HEAD_SIZES))}")
+        bad = backend == "sdpa" or (backend == asked and not works)
         for cause in list(causes)[: 1 if not works else None]:
-            yield Check(name, BAD if backend == "sdpa" else NOTE, cause)
+            yield Check(name, BAD if bad else NOTE, cause)
 
 
 def _compare(backend: str, device: torch.device, dtype: torch.dtype) -> None:
@@ -116,7 +117,7 @@ def _compare(backend: str, device: torch.device, dtype: torch.dtype) -> None:
     for head_size in HEAD_SIZES:
         rng = torch.Generator().manual_seed(0)
         q, k, v = (torch.randn(2, 21, 2, head_size, generator=rng).to(dtype) for _ in range(3))
-        found = BACKENDS[backend](*(x.to(device) for x in (q, k, v)), None).cpu().double()
+        found = BACKENDS[backend](q.to(device), k.to(device), v.to(device), None).cpu().double()
         scores = torch.einsum("bnhd,bmhd->bhnm", q.double(), k.double()) / head_size**0.5
         wanted = torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v.double())
         apart = (found - wanted).abs().max() / wanted.abs().max()

@@ -41,6 +41,7 @@ AXES: dict[str, Callable[[str], Any]] = {
     "sigmas": str,
     "eta": _number,
     "seed": _whole,
+    "strength": _number,
     "guidance_rescale": _number,
     "clip_skip": _whole,
     "negative": str,
@@ -93,7 +94,7 @@ def parse_axis(flag: str, text: str) -> Axis:
 
 
 def check_axes(axes: list[Axis], given: dict[str, Any]) -> None:
-    """Refuse what is said twice, and a sheet of nothing."""
+    """Refuse what is said twice, what begins nowhere, and a sheet of nothing."""
     if not axes:
         raise ValueError(f"no axis: give -x AXIS=VALUE,VALUE, with AXIS one of {', '.join(AXES)}")
     names = [axis.name for axis in axes]
@@ -103,6 +104,8 @@ def check_axes(axes: list[Axis], given: dict[str, Any]) -> None:
         if axis.name in given:
             flag = "--" + axis.name.replace("_", "-")
             raise ValueError(f"{flag} and {axis.flag} {axis.name} are both given: leave one of them out")
+    if "image" not in given and ("strength" in names or "strength" in given):
+        raise ValueError("strength is how little is left of a picture to begin from: give --init-image FILE")
 
 
 def grid(
@@ -123,22 +126,27 @@ def grid(
     sigmas: Annotated[str | None, Option(help="of the steps; by default the model's")] = None,
     eta: Annotated[float | None, Option(help="noise of ddim's steps, 0 to 1; by default 0")] = None,
     seed: Annotated[int | None, Option(help="of every picture, so that all share their noise. Else drawn")] = None,
+    init_image: Annotated[Path | None, Option(help="a picture that every cell begins from")] = None,
+    strength: Annotated[float | None, Option(help="0 to 1: how little is left of --init-image; by default 0.8")] = None,
     size: Annotated[str | None, Option(metavar="WxH", help="by default what the model was trained at")] = None,
     out: Annotated[Path, Option("-o", "--out", help="folder of the pictures; it is only ever added to")] = Path(
         "outputs"
     ),
+    resume: Annotated[
+        bool, Option("--resume", help="take the cells that --out holds already, by their settings; needs a seed")
+    ] = False,
     device: Annotated[str | None, Option(help="cpu, cuda, cuda:1, ...; by default cuda where there is one")] = None,
     dtype: Annotated[str | None, Option(help="fp32, bf16 or fp16; by default fp32")] = None,
 ) -> None:
     """Draw one prompt over up to three settings, from one noise: a labelled picture and an HTML page.
 
-    Axes: cfg, steps, solver, spacing, sigmas, eta, seed, guidance_rescale, clip_skip, negative, prompt. Values are
-    split at commas, or at | where there is one ("prompt=a frog, green|a toad"), and may be quoted as in CSV. The value
-    'default' is what the model has.
+    Axes: cfg, steps, solver, spacing, sigmas, eta, seed, strength, guidance_rescale, clip_skip, negative, prompt.
+    Values are split at commas, or at | where there is one ("prompt=a frog, green|a toad"), and may be quoted as in CSV.
+    The value 'default' is what the model has.
     """
     given = {
         "negative": negative, "steps": steps, "cfg": cfg, "solver": solver, "spacing": spacing, "sigmas": sigmas,
-        "eta": eta, "seed": seed, "size": size, "dtype": check_dtype(dtype),
+        "eta": eta, "seed": seed, "image": init_image, "strength": strength, "size": size, "dtype": check_dtype(dtype),
     }  # fmt: skip
     given = {name: value for name, value in given.items() if value is not None}
     parse_size(size)
@@ -150,8 +158,11 @@ def grid(
     if prompt is not None and replaced is not None:
         say(f"prompt {prompt!r} is not drawn: {replaced} prompt replaces it")
     if not any(axis.name == "seed" for axis in axes):
+        if resume and seed is None:
+            raise ValueError("--resume knows cells by their settings: give the --seed that they were drawn with")
         given.setdefault("seed", secrets.randbelow(2**32))
     from t2i.cli.grid_run import Plot, run
 
     written = {flag: text for flag, text in (("-x", x), ("-y", y), ("-z", z), ("-m", model)) if text is not None}
-    run(Plot(prompt, axes, given, find_model(model), out, device, {flag: str(text) for flag, text in written.items()}))
+    words = {flag: str(text) for flag, text in written.items()}
+    run(Plot(prompt, axes, given, find_model(model), out, device, words, resume))

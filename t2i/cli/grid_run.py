@@ -1,11 +1,12 @@
 """The cells of `t2i grid`, each one picture from the same noise: all are checked, then drawn, then laid out."""
 
+import math
 import shlex
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,21 @@ import typer
 from PIL import Image
 
 from t2i.cli.generate_options import Order, say
-from t2i.cli.generate_request import request_of, settings_of
+from t2i.cli.generate_request import request_of, settings_key, settings_of
 from t2i.cli.generate_run import Session, _as_flags, _open
 from t2i.cli.grid import Axis
+from t2i.data.decode import UnreadableImage, decode
 from t2i.errors import RunFailed
 from t2i.pipeline import Pipeline
 from t2i.pipeline.job import Job, Resolved
-from t2i.pipeline.outputs import Pictures
+from t2i.pipeline.outputs import Pictures, read_settings
 from t2i.pipeline.request import MOST_PICTURES
 from t2i.pipeline.sheet import Sheet, write_new
 from t2i.progress import progress
 
 # The pipeline's arguments by the names of the axes.
 NAMES = {"num_inference_steps": "steps", "guidance_scale": "cfg", "seeds: ": "seed: "}
+FLAGS = {"image": "--init-image"}  # of settings that are called otherwise
 NOWHERE = Axis("", "", [""], [None])
 
 
@@ -44,6 +47,7 @@ class Plot:
     out: Path
     device: str | None
     written: dict[str, str]
+    resume: bool = False
 
     @property
     def sides(self) -> list[Axis]:
@@ -62,23 +66,23 @@ class Plot:
             where = ", ".join(f"{side.name} = {side.written[i]}" for side, i in at)
             yield Order([prompt], {k: v for k, v in options.items() if v is not None}, where=where)
 
-    @property
-    def command(self) -> str:
+    def command(self, *, resume: bool = False) -> str:
         """The words that draw it again, with the seed that was drawn."""
         words = ["t2i", "grid"]
         for flag, text in self.written.items():
             words += [flag, text]
         for name, value in self.given.items():
-            words.append(f"--{name.replace('_', '-')}={value}")
+            words.append(f"{FLAGS.get(name, '--' + name)}={value}")
         words += ["-o", str(self.out)] + (["--device", self.device] if self.device else [])
+        words += ["--resume"] if resume else []
         return shlex.join(words + ([] if self.prompt is None else ["--", self.prompt]))
 
 
 def run(plot: Plot) -> None:
     """Draw every cell and the sheet; nothing is written before every cell is checked."""
-    count = len(plot.sides[0].values) * len(plot.sides[1].values) * len(plot.sides[2].values)
-    if count > MOST_PICTURES:
-        raise ValueError(f"the axes have {count} cells, more than {MOST_PICTURES}: give fewer values")
+    cells = math.prod(len(side.values) for side in plot.sides)
+    if cells > MOST_PICTURES:
+        raise ValueError(f"the axes have {cells} cells, more than {MOST_PICTURES}: give fewer values")
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         said: set[str] = set()
@@ -106,52 +110,83 @@ def _draw(plot: Plot, pipeline: Pipeline, made_by: dict[str, Any], orders: list[
     title = plot.prompt if plot.prompt is not None and "prompt" not in varied else f"by {', '.join(varied)}"
     sheet = Sheet(title, (asked[0].width, asked[0].height), columns, rows, panels)
     size = sheet.layout.size
-    with _in(orders[0]):
-        first = pipeline.prepare(asked[0])  # before the folder is made: a fault in a prompt leaves nothing behind
-    what = f"{len(orders)} cells" + (f", seed {plot.given['seed']}" if "seed" in plot.given else "")
+    old = _drawn(plot.out) if plot.resume else {}
+    settings = [settings_of(found, 0, order, made_by) for order, found in zip(orders, asked, strict=True)]
+    cells = [Cell(*of, old.get(settings_key(of[2]))) for of in zip(orders, asked, settings, strict=True)]
+    left = [cell for cell in cells if cell.path is None]
+    for cell in left[:1]:
+        with _in(cell.order):  # before the folder is made: a fault in a prompt leaves nothing behind
+            cell.job = pipeline.prepare(cell.asked)
+    if plot.resume:
+        say(f"{len(cells) - len(left)} of {len(cells)} cells are in {plot.out} already: not drawn again")
+    what = f"{len(cells)} cells" + (f", seed {plot.given['seed']}" if "seed" in plot.given else "")
     say(f"{what}, a sheet of {size[0]}x{size[1]} pixels")
     pictures = Pictures(plot.out)
     try:
-        shown, settings = _pictures(pipeline, made_by, orders, asked, first, pictures)
+        _fill(pipeline, left, pictures)
     except KeyboardInterrupt:
-        say(f"interrupted; {pictures.next - pictures.first} of {len(orders)} cells are in {pictures.folder}")
+        done = sum(cell.path is not None for cell in cells)
+        say(f"interrupted; {done} of {len(cells)} cells are in {plot.out}; to go on:\n{plot.command(resume=True)}")
         raise
     except torch.OutOfMemoryError as error:
         raise RunFailed(f"out of memory: lower --size ({str(error).splitlines()[0]})") from None
-    path = pictures.folder / f"sheet-{pictures.first:05}.png"
+    path = next(path for i in count(pictures.first) if not (path := plot.out / f"sheet-{i:05}.png").exists())
+    shown = [_read(cell) for cell in cells]
     write_new(path, sheet.draw(shown))
     common = {k: str(v) for k, v in settings[0].items() if all(row.get(k) == v for row in settings)}
     listed = common | {axis.name: " | ".join(axis.written) for axis in plot.axes}
-    write_new(path.with_suffix(".html"), sheet.page(shown, listed, plot.command))
+    write_new(path.with_suffix(".html"), sheet.page(shown, listed, plot.command()))
     typer.echo(f"{path} and {path.with_suffix('.html').name}: {what}")
 
 
-def _pictures(
-    pipeline: Pipeline,
-    made_by: dict[str, Any],
-    orders: list[Order],
-    asked: list[Resolved],
-    first: Job,
-    pictures: Pictures,
-) -> tuple[list[Image.Image], list[dict[str, Any]]]:
-    """Every cell's picture and its settings, written one by one."""
-    shown, settings, done = [], [], 0
-    with progress("steps", sum(len(found.timesteps) for found in asked)) as report:
+@dataclass
+class Cell:
+    """One picture of the sheet; `path` is where it lies once it is drawn."""
 
-        def step(*_: Any) -> None:
-            nonlocal done
-            done += 1
-            report(done)
+    order: Order
+    asked: Resolved
+    settings: dict[str, Any]
+    path: Path | None
+    job: Job | None = None
 
-        for order, found in zip(orders, asked, strict=True):
-            with _in(order):
-                job = first if found is asked[0] else pipeline.prepare(found)
+
+def _drawn(folder: Path) -> dict[str, Path]:
+    """The pictures of ours in a folder by their settings, as the pictures themselves tell."""
+    found = {}
+    for path in sorted(folder.glob("[0-9]*.png")):
+        try:
+            settings = read_settings(path)
+        except ValueError:
+            continue  # another program's
+        settings.pop("schema_version", None)
+        found[settings_key(settings)] = path
+    return found
+
+
+def _read(cell: Cell) -> Image.Image:
+    assert cell.path is not None
+    try:
+        return decode(cell.path.read_bytes(), "white")
+    except (OSError, UnreadableImage) as error:
+        raise RunFailed(f"{cell.path}: cannot be read again ({error}); delete it and give --resume") from None
+
+
+def _fill(pipeline: Pipeline, cells: list[Cell], pictures: Pictures) -> None:
+    """Draw cells, each written at once."""
+    done = 0
+
+    def step(*_: Any) -> None:
+        nonlocal done
+        done += 1
+        report(done)
+
+    with progress("steps", sum(len(cell.asked.timesteps) for cell in cells)) as report:
+        for cell in cells:
+            with _in(cell.order):
+                job, cell.job = cell.job or pipeline.prepare(cell.asked), None
                 _say_truncated(job)
                 picture = next(pipeline.run(job, callback=step))[0]
-            shown.append(picture)
-            settings.append(settings_of(job, 0, order, made_by))
-            pictures.add(picture, settings[-1])
-    return shown, settings
+            cell.path = pictures.add(picture, cell.settings)
 
 
 def _say_truncated(job: Job) -> None:

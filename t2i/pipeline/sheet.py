@@ -24,13 +24,18 @@ LEAST_TITLE = 320
 MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else 2**27  # beyond it Pillow opens no picture
 
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem; color: #1b1b1b; background: #fff }
+:root { color-scheme: light dark }
+body { font: 16px/1.5 system-ui, sans-serif; margin: clamp(.75rem, 4vw, 2rem) }
+div { overflow-x: auto }
 table { border-collapse: collapse; margin: 1rem 0 2rem }
 th { font-weight: 600; text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0; max-width: 24rem }
 td { padding: .25rem .75rem .25rem 0; vertical-align: top }
 th, td, h1, h2, pre { overflow-wrap: anywhere }
-pre { white-space: pre-wrap; background: #f2f2f2; padding: 1rem }
-img { display: block }
+div th:first-child { position: sticky; left: 0; background: Canvas; min-width: 4.5rem; max-width: 40vw }
+h1 { font-size: 1.5rem }
+h2 { font-size: 1.15rem }
+pre { white-space: pre-wrap; border: 1px solid; padding: 1rem }
+img { display: block; max-width: none }
 """
 
 
@@ -79,20 +84,20 @@ class Sheet:
         parts = [f"<h1>{_text(self.title)}</h1>"]
         for panel in self.panels:
             parts += [f"<h2>{_text(panel)}</h2>"] if panel else []
-            parts.append("<table>")
+            parts.append("<div><table>")
             if self.columns != ("",):
                 parts.append("<tr><td></td>" + "".join(f"<th>{_text(name)}</th>" for name in self.columns) + "</tr>")
             for row in self.rows:
                 cells = "".join(_cell(next(rows), (panel, row, column)) for column in self.columns)
                 parts.append(f"<tr><th>{_text(row)}</th>{cells}</tr>")
-            parts.append("</table>")
+            parts.append("</table></div>")
         listed = "".join(f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in settings.items())
         parts += [f"<h2>Settings</h2><table>{listed}</table>", f"<h2>Command</h2><pre>{_text(command)}</pre>"]
         policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-            '<meta name="viewport" content="width=device-width">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<title>{_text(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
             + "\n".join(parts)
             + "\n</body>\n</html>\n"
@@ -126,9 +131,8 @@ class Layout:
             )
             for row in sheet.rows:
                 below = self._label(row, GAP, top, beside)
-                inset = (column - width) // 2 if len(sheet.columns) > 1 else 0
                 for i in range(len(sheet.columns)):
-                    x = left + i * (column + GAP) + inset
+                    x = left + i * (column + GAP)
                     self.boxes.append((x, top, x + width, top + height))
                 top = max(below, top + height + GAP)
         self.size = (right, top)

@@ -8,13 +8,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pipeline.tiny import make_pipeline
 
 from t2i.__main__ import main
 from t2i.cli.grid import parse_axis
 from t2i.pipeline import Pipeline
-from t2i.pipeline.outputs import read_settings
+from t2i.pipeline.outputs import Pictures, read_settings
 from t2i.pipeline.sheet import Sheet
 
 
@@ -178,10 +179,15 @@ def test_a_folder_is_only_added_to(t2i, model, tmp_path):
         (["x", "-x", "cfg=1", "--dtype", "int8"], "--dtype = 'int8'"),
         (["x", "-x", "cfg=1", "--device", "gpu"], "--device = 'gpu'"),
         (["x", "-x", "seed=1,2,3,4", "-y", "cfg=1,2,3,4", "--size", "4096x4096"], "more than programs open"),
+        (["x", "-x", "strength=0.5,1"], "give --init-image FILE"),
+        (["x", "-x", "cfg=1", "--strength", "0.5"], "give --init-image FILE"),
+        (["x", "-x", "strength=0,1", "--init-image", "in.png"], "strength = 0: strength = 0.0 is not in 0..1"),
+        (["x", "-x", "cfg=1,2", "--resume"], "--resume knows cells by their settings: give the --seed"),
         (["x", "-x", "cfg=1", "-m", "nowhere"], "nowhere: no such folder"),
     ],
 )
 def test_faults_are_said_before_anything_is_written(t2i, model, tmp_path, arguments, message):
+    Image.new("RGB", (16, 16)).save(tmp_path / "in.png")
     code, _, err = t2i("grid", *([] if "-m" in arguments else ["-m", model]), *arguments)
     assert code == 2 and message in err and "Traceback" not in err
     assert not (tmp_path / "outputs").exists()
@@ -189,11 +195,57 @@ def test_faults_are_said_before_anything_is_written(t2i, model, tmp_path, argume
 
 def test_a_run_that_fails_keeps_the_cells_before_it_and_draws_no_sheet(t2i, tmp_path):
     broken = make_pipeline()
-    broken.autoencoder.decoder.conv_out.bias.data.fill_(float("nan"))
+    torch.nn.init.constant_(broken.autoencoder.decoder.conv_out.weight, float("nan"))
     broken.save_pretrained(tmp_path / "broken")
     code, _, err = t2i("grid", "x", "-x", "cfg=1,2", "-m", "broken", "--steps", 1)
     assert code == 1 and "cfg = 1: the VAE put out non-finite values" in err
     assert not list((tmp_path / "outputs").iterdir())
+
+
+def test_strength_is_an_axis_over_a_picture_to_begin_from(t2i, model, tmp_path):
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "begin here.png")
+    asked = ("grid", "a blue square", "-x", "strength=0.2,default,1", "-m", model, "--steps", 5, "--seed", 1)
+    assert t2i(*asked, "--init-image", "begin here.png", "-o", "o")[0] == 0
+    found = cells(tmp_path / "o")
+    assert [one["strength"] for one, _ in found] == [0.2, 0.8, 1.0]
+    assert len({pixels.tobytes() for _, pixels in found}) == 3
+    drawn = Pipeline.from_pretrained(model)(
+        "a blue square", num_inference_steps=5, seeds=1, image=Image.open(tmp_path / "begin here.png"), strength=0.2
+    )
+    assert np.abs(found[0][1].astype(int) - np.array(drawn.images[0]).astype(int)).max() <= 1
+    page = (tmp_path / "o" / "sheet-00000.html").read_text()
+    (command,) = re.findall(r"<pre>(.*?)</pre>", page, re.S)
+    assert t2i(*shlex.split(html.unescape(command))[1:])[0] == 0
+    assert cells(tmp_path / "o")[3][1].tobytes() == found[0][1].tobytes()
+
+
+def test_an_interrupted_grid_goes_on_where_it_stopped(t2i, model, tmp_path, monkeypatch):
+    asked = ("grid", "a red circle", "-x", "cfg=1,2,3", "-y", "steps=1,2", "-m", model, "--seed", 3)
+    assert t2i(*asked, "-o", "whole")[0] == 0
+    add = Pictures.add
+
+    def third_time_interrupted(self, picture, settings, **options):
+        if self.next == 2:
+            raise KeyboardInterrupt
+        return add(self, picture, settings, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pictures, "add", third_time_interrupted)
+        code, _, err = t2i(*asked, "-o", "cut")
+    assert code == 130 and "interrupted; 2 of 6 cells are in cut" in err
+    assert not list((tmp_path / "cut").glob("sheet*")) and len(cells(tmp_path / "cut")) == 2
+    before = {path: path.read_bytes() for path in (tmp_path / "cut").glob("*.png")}
+    (command,) = re.findall(r"^t2i grid .*$", err, re.M)
+    Image.new("RGB", (8, 8)).save(tmp_path / "cut" / "00099-0.png")  # not ours: it is left alone
+    code, _, err = t2i(*shlex.split(command)[1:])
+    assert code == 0 and "2 of 6 cells are in cut already" in err
+    assert all(path.read_bytes() == content for path, content in before.items())
+    for name in ("png", "html"):
+        (sheet,) = (tmp_path / "cut").glob(f"sheet*.{name}")
+        whole = (tmp_path / "whole" / f"sheet-00000.{name}").read_bytes()
+        assert sheet.read_bytes() == whole.replace(b"-o whole", b"-o cut")
+    assert t2i(*shlex.split(command)[1:])[0] == 0  # again, with nothing left to draw
+    assert len(list((tmp_path / "cut").glob("0*.png"))) == 7 and len(list((tmp_path / "cut").glob("sheet*.png"))) == 2
 
 
 def test_metadata_lines_match_the_pictures(t2i, model, tmp_path):

@@ -192,3 +192,16 @@ def test_attention_that_trains_in_bfloat16_rounds_once(autocast):
     out.backward(torch.ones_like(out))
     expected.backward(torch.ones_like(expected))
     torch.testing.assert_close(rounded.grad.float(), exact.grad, rtol=0.02, atol=0.01)
+
+
+def test_the_layout_of_a_small_map_changes_nothing_but_rounding():
+    torch.manual_seed(0)
+    block = ResnetBlock(32, 64, time_dim=16, groups=8, eps=1e-5).eval()
+    x, temb = torch.randn(2, 32, 8, 8), torch.randn(2, 16)
+    last = x.contiguous(memory_format=torch.channels_last)
+    wanted = block(last, temb)  # with gradients: as in training
+    with torch.no_grad():
+        for given in (x, last):
+            assert (block(given, temb) - wanted).abs().max() < 1e-5
+        block.to(memory_format=torch.channels_last)
+        assert (block(last, temb) - wanted).abs().max() < 1e-5

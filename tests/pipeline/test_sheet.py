@@ -59,11 +59,10 @@ def test_labels_say_what_they_were_given_until_they_are_too_long():
     assert HOSTILE not in str(Sheet(HOSTILE, (40, 24)).layout.labels)
 
 
-def test_a_column_is_as_wide_as_its_label_and_its_picture_stands_in_the_middle():
-    boxes = Sheet("", (8, 8), ("cfg = 1", "cfg = 3")).layout.boxes
-    assert boxes[1][0] - boxes[0][0] > 8 + GAP + 20
-    label = Sheet("", (8, 8), ("cfg = 1", "cfg = 3")).layout.labels[0][0]
-    assert abs((label[0] + label[2]) - (boxes[0][0] + boxes[0][2])) <= 1
+def test_a_column_is_as_wide_as_its_label_and_both_begin_at_its_left():
+    layout = Sheet("", (8, 8), ("cfg = 1", "cfg = 3")).layout
+    assert layout.boxes[1][0] - layout.boxes[0][0] > 8 + GAP + 20
+    assert [box[0] for box, _ in layout.labels] == [box[0] for box in layout.boxes]
 
 
 def test_letters_grow_with_the_pictures():
@@ -122,7 +121,7 @@ def test_hostile_text_stays_text():
     assert "<script" not in text and "\x00" not in text and "\u202e" not in text
     found = Page(text)
     assert {tag for tag, _ in found.tags} == {
-        "html", "head", "meta", "title", "style", "body", "h1", "h2", "table", "tr", "th", "td", "img", "pre"
+        "html", "head", "meta", "title", "style", "body", "h1", "h2", "div", "table", "tr", "th", "td", "img", "pre"
     }  # fmt: skip
     attributes = {name for _, attributes in found.tags for name in attributes}
     assert attributes == {"lang", "charset", "http-equiv", "content", "name", "width", "height", "alt", "title", "src"}

@@ -12,6 +12,7 @@ from PIL import Image
 from pipeline.tiny import make_pipeline
 
 from scripts import bench_generate, benching
+from scripts.bench_generate import FIGURES
 from scripts.benching import Round
 
 ROOT = Path(__file__).parents[2]
@@ -59,22 +60,24 @@ def test_the_report_leads_with_the_worst_cell():
 def painter(latents, pixels, side=4):
     """A side that always makes the same."""
     image = Image.new("RGB", (side, side), (pixels,) * 3)
-    return lambda batch, kind: latents if kind == "latent" else [image] * batch
+    return lambda batch, kind, size: latents if kind == "latent" else [image] * batch
 
 
 @pytest.mark.parametrize(
-    ("shift", "pixels", "dtype", "ok"),
+    ("shift", "pixels", "figure", "ok"),
     [
-        (1e-4, 102, "float32", True),
-        (1e-2, 100, "float32", False),
-        (0, 103, "float32", False),
-        (1e-2, 106, "bfloat16", True),
-        (0, 120, "bfloat16", False),
+        (1e-4, 102, "documented", True),
+        (1e-2, 100, "documented", False),
+        (0, 103, "documented", False),
+        (1e-2, 106, "tuned", True),
+        (0, 120, "tuned", False),
+        (1e-2, 106, "bf16-over-fp32", True),
+        (0, 120, "bf16-over-fp32", False),
     ],
 )
-def test_parity_of_pictures(shift, pixels, dtype, ok):
+def test_parity_of_pictures(shift, pixels, figure, ok):
     latents = torch.ones(2, 4, 2, 2)
-    found = bench_generate.compare(painter(latents, 100), painter(latents + shift, pixels), 2, dtype)
+    found = bench_generate.compare(painter(latents, 100), painter(latents + shift, pixels), 2, FIGURES[figure])
     assert found["ok"] is ok
     assert found["pictures_255"] == pytest.approx(pixels - 100)
 
@@ -82,11 +85,13 @@ def test_parity_of_pictures(shift, pixels, dtype, ok):
 def test_no_time_is_printed_where_the_sides_differ(tmp_path, monkeypatch, capsys):
     make_pipeline().save_pretrained(tmp_path / "model")
     monkeypatch.setattr(bench_generate, "peer_side", lambda *_: painter(torch.ones(1, 4, 8, 8), 0, 16))
-    options = Namespace(dtype="float32", steps=2, size=None, batch=[1], rounds=1, warmups=0)
+    options = Namespace(
+        against=["documented"], steps=2, size=[None], batch=[1], rounds=1, warmups=0, device="cpu", engine="eager"
+    )
     with pytest.raises(SystemExit, match="1"):
         bench_generate.bench(tmp_path / "model", options)
     printed = capsys.readouterr().out
-    assert json.loads(printed)["parity"]["batch 1"]["ok"] is False
+    assert json.loads(printed)["parity"]["documented, batch 1"]["ok"] is False
     assert "ratio" not in printed
 
 
@@ -107,3 +112,36 @@ def test_a_benchmark_runs(script, tmp_path):
     assert found["ratio"] == min(cell["ratio"] for cell in found["cells"].values())
     assert all(cell["ok"] for cell in found["parity"].values())
     assert all(100 < found["peak_mb"][side] < 4000 for side in ("ours", "peer"))
+
+
+@pytest.mark.slow
+def test_the_figures_of_a_shape_are_told_apart():
+    options = ["--tiny", "--size", "64", "--rounds", "2", "--warmups", "0"]
+    done = subprocess.run(
+        [sys.executable, "scripts/bench_generate.py", *options], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert list(found["cells"]) == ["documented, 64x64, batch 1", "tuned, 64x64, batch 1"]
+    assert list(found["unequal_dtypes"]) == ["bf16-over-fp32, 64x64, batch 1"]
+    assert found["ratio"] == min(cell["ratio"] for cell in found["cells"].values())
+    assert all(cell["ok"] and cell["contrast_255"] > 20 for cell in found["parity"].values())
+
+
+def test_a_shape_is_stable_diffusions():
+    """The parameter count of Stable Diffusion 1.5's U-Net and VAE as published, without their memory."""
+    from t2i.autoencoder.kl import AutoencoderKL, AutoencoderKLConfig
+    from t2i.generator.unet import UNet
+    from t2i.generator.unet_config import UNetConfig
+
+    with torch.device("meta"):
+        unet = UNet(UNetConfig(**bench_generate.SD15["unet"]))
+        vae = AutoencoderKL(AutoencoderKLConfig(**bench_generate.SD15["vae"]))
+    assert sum(x.numel() for x in unet.parameters()) == 859_520_964
+    assert sum(x.numel() for x in vae.parameters()) == 83_653_863
+
+
+def test_cuda_graphs_are_refused_without_cuda(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench_generate.py", "--tiny", "--engine", "graph"])
+    with pytest.raises(SystemExit):
+        bench_generate.parse()
+    assert "CUDA graphs need --device cuda" in capsys.readouterr().err
