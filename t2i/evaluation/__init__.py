@@ -1,0 +1,1 @@
+"""Measuring models: bounds, distances, scores and studies."""
