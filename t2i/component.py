@@ -3,28 +3,35 @@
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from t2i.config import explain
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+WEIGHTS = ".safetensors"
+MOST_JSON = 2**26  # bytes of a JSON file
+MOST_HEADER = 2**24  # bytes of what a safetensors file says of itself before its tensors
+MOST_TENSORS = 5000  # of a network or a file: Stable Diffusion's U-Net has 686, its file with averages 1831
+ALIGNMENT = 64  # bytes, of the memory that torch gives on a CPU
 
 
 class ComponentConfig(BaseModel):
     """The base of every component's config: frozen, unknown keys refused, keys that begin with `_` ignored."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -59,9 +66,13 @@ class Component(nn.Module):
             save_weights(self.state_dict(), tmp / self.weights_name, dtype)
 
     @classmethod
-    def load(cls, folder: str | Path, dtype: torch.dtype | None = None) -> Self:
+    def load(cls, folder: str | Path, dtype: torch.dtype | None = None, variant: str | None = None) -> Self:
         """The component in `folder`, in eval mode; missing, unexpected or mis-shaped keys are a ValueError."""
-        folder = Path(folder)
+        return cls.read(Path(folder), variant).to(dtype=dtype or torch.float32)
+
+    @classmethod
+    def read(cls, folder: Path, variant: str | None = None) -> Self:
+        """The component in `folder`, its tensors in the dtypes that they have there."""
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder")
         values = read_json(folder / "config.json")
@@ -69,12 +80,16 @@ class Component(nn.Module):
         if kind != cls.diffusers_class:
             raise ValueError(f"{folder}: this is a {kind}, not a {cls.diffusers_class}")
         config = cls.Config.parse(values, str(folder / "config.json"))
-        state = cls.rename_keys(load_weights(folder, cls.weights_name))
-        with torch.device("meta"):
+        return cls.build(config, cls.rename_keys(load_weights(folder, cls.weights_name, variant)), folder)
+
+    @classmethod
+    def build(cls, config: Any, state: dict[str, Tensor], where: str | Path) -> Self:
+        """The component around the very tensors of `state`, in eval mode; what does not fit is named."""
+        with few_tensors(where), torch.device("meta"):
             network = cls(config)
-        check_keys(network.state_dict(), state, folder)
+        check_keys(network.state_dict(), state, where)
         network.load_state_dict(state, assign=True)
-        return network.to(dtype=dtype or torch.float32).eval()
+        return network.eval()
 
     @classmethod
     def rename_keys(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -104,39 +119,161 @@ def check_keys(wanted: dict[str, Tensor], found: dict[str, Tensor], where: str |
         for k in wanted
         if k in found and wanted[k].shape != found[k].shape
     ]
+    faults += [f"{k} is {v.dtype}, not floating-point" for k, v in found.items() if not v.is_floating_point()]
     if faults:
         more = [f"and {len(faults) - 20} more"] if len(faults) > 20 else []
         raise ValueError("\n  ".join([f"{where}: the weights do not fit its config.json:", *faults[:20], *more]))
 
 
-def load_weights(folder: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of `folder/name`, a safetensors file; pickles are refused."""
-    path = folder / name
-    if not path.is_file():
-        pickles = [p.name for p in sorted(folder.glob("*")) if p.suffix in PICKLES]
-        if pickles:
-            raise ValueError(
-                f"{folder}: {pickles[0]} is a pickle, which can run code; only safetensors are "
-                "loaded: save it as safetensors first, where you trust it"
-            )
+@contextmanager
+def few_tensors(where: str | Path) -> Iterator[None]:
+    """A block that builds a network, stopped where it has more or larger tensors than any has (a hostile config)."""
+    made = 0
+
+    def count(*_: Any) -> None:
+        nonlocal made
+        made += 1
+        if made > MOST_TENSORS:
+            raise ValueError(f"{where}: config.json asks for more than {MOST_TENSORS} tensors, no model is so deep")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    except (RuntimeError, OverflowError, ZeroDivisionError) as error:
+        cause = str(error).partition("\n")[0]
+        raise ValueError(f"{where}: config.json describes no network ({cause})") from None
+    finally:
+        hook.remove()
+
+
+class WeightFiles(NamedTuple):
+    """Where weights lie: one file, or shards in the order of their names and the index that lists them."""
+
+    files: tuple[Path, ...]
+    index: dict[str, str] | None  # key -> the name of its shard
+    variant: str | None
+
+
+def weight_variants(folder: Path, name: str) -> dict[str | None, Path]:
+    """Each variant of the weights called `name`, None the plain one: its file, or the index of its shards."""
+    stem = re.escape(name.removesuffix(WEIGHTS))
+    pattern = re.compile(rf"{stem}(?:\.(\w+))?\.safetensors|{stem}\.safetensors\.index(?:\.(\w+))?\.json")
+    found: dict[str | None, Path] = {}
+    for path in sorted(folder.glob("*")):
+        if match := pattern.fullmatch(path.name):
+            variant = match[1] or match[2]
+            if variant in found:
+                raise ValueError(f"{folder}: holds {found[variant].name} and {path.name}: which? take one of them away")
+            found[variant] = path
+    return found
+
+
+def weight_files(folder: Path, name: str, variant: str | None = None) -> WeightFiles:
+    """The files of the weights called `name`; where there is but one variant (as fp16) it is taken unasked."""
+    found = weight_variants(folder, name)
+    if not found and (pickles := [p.name for p in sorted(folder.glob("*")) if p.suffix in PICKLES]):
+        raise ValueError(
+            f"{folder}: {pickles[0]} is a pickle, which can run code; only safetensors are "
+            "loaded: save it as safetensors first, where you trust it"
+        )
+    if not found:
         raise ValueError(f"{folder}: no {name}: the folder holds no weights for this component")
-    return read_safetensors(path)
+    if variant is None and len(found) == 1:
+        [variant] = found
+    if variant not in found:
+        there = ", ".join(path.name for path in found.values())
+        asked = "which variant?" if variant is None else f"no variant {variant!r}:"
+        raise ValueError(f"{folder}: {asked} there are {there}")
+    path = found[variant]
+    if path.suffix != ".json":
+        return WeightFiles((path,), None, variant)
+    index = read_index(path)
+    return WeightFiles(tuple(folder / shard for shard in sorted(set(index.values()))), index, variant)
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """key -> shard, as the index beside the shards has it; a shard elsewhere is refused."""
+    index = read_json(path).get("weight_map")
+    if not isinstance(index, dict) or not 0 < len(index) <= MOST_TENSORS:
+        raise ValueError(f"{path}: has no `weight_map` of 1 to {MOST_TENSORS} keys to files")
+    for key, shard in index.items():
+        if not isinstance(shard, str) or re.search(r"[/\\\0]", shard) or not shard.endswith(WEIGHTS):
+            raise ValueError(f"{path}: `{key}` is to lie in {shard!r:.200}, no safetensors file of this folder")
+        if not (path.parent / shard).is_file():
+            raise ValueError(f"{path}: lists {shard}, which is not there")
+    return index
+
+
+def load_weights(folder: Path, name: str, variant: str | None = None) -> dict[str, Tensor]:
+    """The tensors called `name` in `folder` (see `weight_files`), each where its index says; pickles are refused."""
+    files, index, _ = weight_files(folder, name, variant)
+    state: dict[str, Tensor] = {}
+    for path in files:
+        found = {key: aligned(tensor) for key, tensor in read_safetensors(path).items()}
+        for key in found:
+            if index is not None and index.get(key) != path.name:
+                raise ValueError(f"{path}: holds {key}, which the index has in {index.get(key, 'no shard')}")
+        state |= found
+    if index is not None and (missing := [key for key in index if key not in state]):
+        raise ValueError(f"{folder / index[missing[0]]}: lacks {missing[0]}, which the index has in it")
+    return state
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor where torch would have put it: where one lies in memory decides the last bits of its products."""
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; a damaged one is a ValueError that names it."""
+    with open_safetensors(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """A safetensors file, open; one that is damaged, or that would take long to read, is a ValueError that names it."""
     try:
-        return load_file(path)
+        with open(path, "rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > MOST_HEADER:
+            raise ValueError(f"{path}: not a readable safetensors file (a header of {header} bytes)")
+        with safe_open(path, framework="pt") as file:
+            if (count := len(file.keys())) > MOST_TENSORS:
+                raise ValueError(f"{path}: holds {count} tensors, no model has more than {MOST_TENSORS}")
+            yield file
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
 
 
-def save_weights(state: dict[str, Tensor], path: Path, dtype: torch.dtype | None = None) -> None:
-    """Write tensors as safetensors, floating ones in `dtype` if given."""
+def save_weights(
+    state: dict[str, Tensor], path: Path, dtype: torch.dtype | None = None, shard_size: int | None = None
+) -> None:
+    """Write tensors as safetensors, floating ones in `dtype` if given; as shards of `shard_size` bytes and an index."""
     tensors = {
         k: v.detach().to(device="cpu", dtype=dtype if v.is_floating_point() else None).contiguous()
         for k, v in state.items()
     }
+    shards: list[dict[str, Tensor]] = [{}]
+    room = shard_size or 0
+    for key, tensor in tensors.items():
+        if shard_size is not None and tensor.nbytes > room and shards[-1]:
+            shards.append({})
+            room = shard_size
+        shards[-1][key] = tensor
+        room -= tensor.nbytes
+    if len(shards) == 1:
+        return _save_file(tensors, path)
+    index: dict[str, str] = {}
+    for i, shard in enumerate(shards, 1):
+        file = path.with_name(f"{path.stem}-{i:05}-of-{len(shards):05}{WEIGHTS}")
+        _save_file(shard, file)
+        index |= dict.fromkeys(shard, file.name)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    write_json(path.with_name(f"{path.name}.index.json"), {"metadata": {"total_size": total}, "weight_map": index})
+
+
+def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
     path.touch()
     mode = path.stat().st_mode  # what the umask gives: safetensors makes the file anew, for its owner alone
     save_file(tensors, path, metadata={"format": "pt"})
@@ -146,14 +283,24 @@ def save_weights(state: dict[str, Tensor], path: Path, dtype: torch.dtype | None
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or a ValueError that names the file."""
     try:
-        value = json.loads(path.read_text(encoding="utf8"))
+        if path.stat().st_size > MOST_JSON:
+            raise ValueError(f"more than {MOST_JSON >> 20} MiB")
+        value = json.loads(path.read_text(encoding="utf8"), parse_constant=_constant)
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
+    except RecursionError:
+        raise ValueError(f"{path}: not readable JSON (nested too deeply)") from None
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: not readable JSON ({error})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: a JSON object is needed, not {type(value).__name__}")
     return value
+
+
+def _constant(name: str) -> float:
+    if name == "NaN":
+        raise ValueError("NaN is no value")
+    return float(name)  # the family writes -Infinity
 
 
 def write_json(path: Path, value: Any) -> None:

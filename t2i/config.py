@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 R = TypeVar("R", bound="Section")
+MOST_FAULTS = 20  # that a message lists
 
 
 class Section(BaseModel):
@@ -92,7 +93,8 @@ def override(values: dict[str, Any], text: str) -> None:
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
     """One line a fault of a pydantic error: the key, what is wrong, and for an unknown key the nearest known one."""
     lines = []
-    for fault in error.errors():
+    faults = error.errors()
+    for fault in faults[:MOST_FAULTS]:
         key = prefix + ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
             known = _fields_at(model, fault["loc"][:-1])
@@ -103,7 +105,8 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
         else:
             message = fault["msg"].removeprefix("Value error, ")
             lines.append(f"`{key}`: {message}" if key else message)
-    return "\n  ".join(lines)
+    more = [f"and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
+    return "\n  ".join([*lines, *more])
 
 
 def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

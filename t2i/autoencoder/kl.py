@@ -10,6 +10,7 @@ from t2i.autoencoder.coder import Decoder, Encoder
 from t2i.component import Component, ComponentConfig
 
 DOWN, UP = "DownEncoderBlock2D", "UpDecoderBlock2D"
+LARGEST, DEEPEST = 2**24, 64  # of any size; of layers in a block
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -20,14 +21,14 @@ class AutoencoderKLConfig(ComponentConfig):
     `sample_size` (the side it was trained at) and `force_upcast` (half precision overflows) are notes to pipelines.
     """
 
-    in_channels: int = Field(3, ge=1)
-    out_channels: int = Field(3, ge=1)
+    in_channels: int = Field(3, ge=1, le=LARGEST)
+    out_channels: int = Field(3, ge=1, le=LARGEST)
     down_block_types: tuple[str, ...] = (DOWN,)
     up_block_types: tuple[str, ...] = (UP,)
     block_out_channels: tuple[int, ...] = Field((64,), min_length=1)
-    layers_per_block: int = Field(1, ge=1)
+    layers_per_block: int = Field(1, ge=1, le=DEEPEST)
     act_fn: str = "silu"
-    latent_channels: int = Field(4, ge=1)
+    latent_channels: int = Field(4, ge=1, le=LARGEST)
     norm_num_groups: int = Field(32, ge=1)
     sample_size: int = Field(32, ge=1)
     scaling_factor: float = Field(0.18215, gt=0)
@@ -61,10 +62,10 @@ class AutoencoderKLConfig(ComponentConfig):
                     f"`{key}` = {value!r} is not supported (only {only!r}, once for each of the {len(widths)} "
                     f"`block_out_channels`); leave `{key}` out to have it filled in"
                 )
-        if odd := [width for width in widths if width < 1 or width % self.norm_num_groups]:
+        if odd := [width for width in widths if not 1 <= width <= LARGEST or width % self.norm_num_groups]:
             raise ValueError(
                 f"`block_out_channels` = {widths} holds {odd[0]}, not a multiple of "
-                f"`norm_num_groups` = {self.norm_num_groups}; change one of the two"
+                f"`norm_num_groups` = {self.norm_num_groups} in 1..{LARGEST}; change one of the two"
             )
         return self
 

@@ -169,7 +169,7 @@ class SchedulerConfig(ComponentConfig):
     `absent`, keys that it lacks, for which another class takes its own default (the family's `from_config`).
     """
 
-    num_train_timesteps: int = Field(default=1000, gt=0)
+    num_train_timesteps: int = Field(default=1000, gt=0, le=100_000)
     beta_start: float = Field(default=0.0001, gt=0, lt=1)
     beta_end: float = Field(default=0.02, gt=0, lt=1)
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"
@@ -215,7 +215,7 @@ class SchedulerConfig(ComponentConfig):
     def parse(cls, values: dict[str, Any], where: str) -> "SchedulerConfig":
         """The config in `values`; an absent key is what the class named in `_class_name` takes, as in the family."""
         name = values.get("_class_name", "DDIMScheduler")
-        if name not in CLASS_DEFAULTS:
+        if not isinstance(name, str) or name not in CLASS_DEFAULTS:
             raise ValueError(f"{where}: `_class_name` = {name!r} is not read; one of {', '.join(CLASS_DEFAULTS)} is")
         defaults = CLASS_DEFAULTS[name]
         # The family ignores a key of another of its classes; a key of none of them is a mistake and stays, to be named.

@@ -32,6 +32,23 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "cross_attention_norm": (None,),
     "addition_embed_type_num_heads": (64,),
 }
+# The keys that count or measure something.
+SIZES = (
+    "sample_size",
+    "in_channels",
+    "out_channels",
+    "block_out_channels",
+    "layers_per_block",
+    "norm_num_groups",
+    "cross_attention_dim",
+    "transformer_layers_per_block",
+    "encoder_hid_dim",
+    "attention_head_dim",
+    "time_embedding_dim",
+    "conv_in_kernel",
+    "conv_out_kernel",
+)
+LARGEST, DEEPEST = 2**24, 64  # of any size; of layers in a block
 
 
 class UNetConfig(ComponentConfig):
@@ -105,6 +122,12 @@ class UNetConfig(ComponentConfig):
     @model_validator(mode="after")
     def _agree(self) -> "UNetConfig":
         """Checks the keys against each other, so that a wrong one is named before a tensor is made."""
+        for key in SIZES:
+            value = getattr(self, key)
+            for number in value if isinstance(value, tuple) else (value,):
+                most = DEEPEST if "layers" in key else LARGEST
+                if number is not None and not 1 <= number <= most:
+                    raise ValueError(f"`{key}` holds {number}, which is not in 1..{most}")
         levels = len(self.block_out_channels)
         for key in ("down_block_types", "up_block_types", *PER_LEVEL):
             value = getattr(self, key)

@@ -1,0 +1,100 @@
+"""LoRA files written in the dialects of diffusers, kohya and peft."""
+
+import os
+import secrets
+from collections import Counter
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from t2i.component import WEIGHTS, atomic_folder, save_weights, write_json
+from t2i.interop.lora import PEFT_CONFIG, PEFT_FILE, Lora
+from t2i.interop.lora_names import PEFT, Networks, file_name, kohya_name, network_of
+from t2i.nn.lora import Adapter, check_fit, peft_config
+
+Dialect = Literal["diffusers", "kohya", "peft"]
+
+
+def write_lora(
+    path: str | Path, lora: Lora, networks: Networks, dialect: Dialect = "diffusers", dtype: torch.dtype | None = None
+) -> None:
+    """Write a LoRA of the networks, its tensors in `dtype` if given; the file, peft's folder, appears whole or not.
+
+    diffusers' dialect has no alpha that every reader reads: there `up` is scaled so that alpha is the rank.
+    """
+    path = Path(path)
+    if dialect not in get_args(Dialect):
+        raise ValueError(f"dialect = {dialect!r} is unknown: choose one of {', '.join(get_args(Dialect))}")
+    if not any(lora.values()):
+        raise ValueError(f"{path}: a LoRA without a layer is not written")
+    if (path.suffix == WEIGHTS) == (dialect == "peft"):
+        raise ValueError(f"{path}: call it {'a folder' if dialect == 'peft' else f'X{WEIGHTS}'}, as {dialect} has it")
+    for component, adapter in lora.items():
+        check_fit(network_of(networks[component]), adapter)
+    if dialect == "peft":
+        with atomic_folder(path) as tmp:
+            for component, adapter in lora.items():
+                _write_peft(tmp / component, adapter, dtype)
+        return
+    tensors: dict[str, Tensor] = {}
+    for component, adapter in lora.items():
+        own = to_kohya if dialect == "kohya" else to_diffusers
+        tensors |= own(component, networks[component], adapter, dtype)
+    _write_file(path, tensors, kohya_header(lora) if dialect == "kohya" else {})
+
+
+def to_diffusers(component: str, part: nn.Module, adapter: Adapter, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """A component's tensors as diffusers names them."""
+    found = {}
+    for layer, (down, up, alpha) in adapter.items():
+        name = f"{component}.{file_name(part, layer)}"
+        found[f"{name}.lora_A.weight"] = down.to(dtype=dtype)
+        found[f"{name}.lora_B.weight"] = (up.float() * (alpha / len(down))).to(dtype or up.dtype)
+    return found
+
+
+def to_kohya(component: str, part: nn.Module, adapter: Adapter, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """A component's tensors as kohya names them."""
+    found = {}
+    for layer, (down, up, alpha) in adapter.items():
+        name = kohya_name(component, part, layer)
+        found[f"{name}.lora_down.weight"] = down.to(dtype=dtype)
+        found[f"{name}.lora_up.weight"] = up.to(dtype=dtype)
+        found[f"{name}.alpha"] = torch.tensor(alpha)
+    return found
+
+
+def kohya_header(lora: Lora) -> dict[str, str]:
+    """What kohya's tools show of a file: the size that most of its layers have."""
+    sizes = Counter((change.rank, change.alpha) for adapter in lora.values() for change in adapter.values())
+    (rank, alpha), _ = sizes.most_common(1)[0]
+    return {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": f"{alpha:g}"}
+
+
+def _write_peft(folder: Path, adapter: Adapter, dtype: torch.dtype | None) -> None:
+    folder.mkdir()
+    config = peft_config({layer: (change.rank, change.alpha) for layer, change in adapter.items()})
+    values = config.to_dict() | {"target_modules": sorted(adapter), "inference_mode": True}
+    write_json(folder / PEFT_CONFIG, {k: sorted(v) if isinstance(v, set) else v for k, v in values.items()})
+    tensors = {}
+    for layer, (down, up, _) in adapter.items():
+        tensors[f"{PEFT}{layer}.lora_A.weight"] = down
+        tensors[f"{PEFT}{layer}.lora_B.weight"] = up
+    save_weights(tensors, folder / PEFT_FILE, dtype)
+
+
+def _write_file(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{path.name}-{secrets.token_hex(4)}.partial")
+    try:
+        tmp.touch()
+        mode = tmp.stat().st_mode  # what the umask gives: safetensors makes the file anew, for its owner alone
+        own = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
+        save_file(own, tmp, {"format": "pt"} | header)
+        tmp.chmod(mode)
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)

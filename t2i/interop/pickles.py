@@ -1,0 +1,41 @@
+"""`.ckpt` files, for conversion alone: tensors and plain values are read, nothing in them is run."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t2i.interop.ignorable import split_ignorable
+from t2i.text.openclip import first_line
+
+
+class Inert:
+    """Stands for the one class that Stable Diffusion 1's own files name, as the key of a dict beside the weights."""
+
+
+CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+
+
+def read_ckpt(path: Path) -> dict[str, Tensor]:
+    """The state dict in a pickle, read with `weights_only=True`; what is no tensor in it is a ValueError."""
+    named: Any = (Inert, CALLBACK)  # torch takes a class with the name that it has in the file
+    try:
+        with torch.serialization.safe_globals([named]):
+            values = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except pickle.UnpicklingError as error:
+        cause = next((line for line in str(error).splitlines() if "GLOBAL" in line.upper()), first_line(error))
+        raise ValueError(f"{path}: holds more than tensors, which is not read, as it can run code ({cause})") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a readable checkpoint ({first_line(error)})") from None
+    while isinstance(values, dict) and "state_dict" in values:
+        values = values["state_dict"]
+    if not isinstance(values, dict) or not any(isinstance(v, Tensor) for v in values.values()):
+        raise ValueError(f"{path}: holds no state dict")
+    others = {str(k): v for k, v in values.items() if not isinstance(v, Tensor)}
+    if strange := split_ignorable(others, "single_file")[0]:
+        raise ValueError(f"{path}: {', '.join(sorted(strange)[:5])} in its state dict is no tensor")
+    return {k: v for k, v in values.items() if isinstance(v, Tensor)}

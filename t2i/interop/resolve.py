@@ -1,0 +1,156 @@
+"""The configs of a single file: whoever says more than its shapes is heard first, the rest is inferred and said."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from t2i.generator.unet_config import UNetConfig
+from t2i.interop.infer import SD1, SD2, Family, find_family, infer_text, infer_unet, infer_vae
+from t2i.interop.layout import Shape
+from t2i.interop.settings import parse_prediction, read_config_folder, read_metadata, read_yaml
+
+Config = dict[str, Any]
+SCALE = 0.18215  # of the latents of both families
+BASE_STEPS = 875000  # after which SD 2's base for 512 pixels was published, of which alone the file says so
+# scheduler_config.json of both families, but for what they predict.
+SCHEDULER: Config = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "trained_betas": None,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "clip_sample": False,
+}
+CLASSES = {SD1: "PNDMScheduler", SD2: "DDIMScheduler"}
+
+
+class Resolved(NamedTuple):
+    """The configs by component, and how they were come by."""
+
+    configs: dict[str, Config]
+    scheduler: Config
+    tokenizer: Config | None
+    defaults: Config | None
+    report: list[str]
+    source: str
+
+
+def resolve(
+    path: Path,
+    shapes: Mapping[str, Shape],
+    metadata: Mapping[str, str],
+    global_step: int | None,
+    *,
+    config: Path | None,
+    prediction: str | None,
+) -> Resolved:
+    """The configs of `config`, else of the file's metadata, else inferred; a `.yaml` beside it changes the last two.
+
+    What the network predicts: `prediction`, else the folder's, the `.yaml`'s, the metadata's, the family's.
+    """
+    folder = {} if config is None else read_config_folder(config)
+    own = read_metadata(metadata, path)
+    notes = read_yaml(path)
+    report: list[str] = []
+    for source, given in ((config, folder), ("its metadata", own)):
+        if given:
+            report.append(f"configs of {', '.join(given)}: {source}")
+    given = own | folder
+    needed = [name for name in ("unet", "vae", "text_encoder", "scheduler") if name not in given]
+    family = find_family(path, shapes) if needed else None
+    if family:
+        report.append(f"{family.name}, by the text encoder's key names and {family.width} wide text states")
+    predicts, why = find_prediction(family, folder, own, metadata, notes, global_step, prediction)
+    report.append(f"prediction {predicts}: {why}")
+    configs = {name: given[name] for name in ("unet", "vae", "text_encoder") if name in given}
+    if family:
+        configs |= inferred(path, shapes, family, needed, predicts)
+        report.append(f"configs of {', '.join(needed)}: inferred from the shapes and the family")
+    scheduler = dict(given.get("scheduler", SCHEDULER | {"_class_name": CLASSES[family]} if family else {}))
+    scheduler["prediction_type"] = predicts
+    if notes is not None:
+        report += apply_yaml(path, notes, configs, scheduler, set(folder))
+    tokenizer = own.get("tokenizer")
+    if tokenizer is None:
+        second = configs["text_encoder"].get("hidden_act") == "gelu"
+        tokenizer = {"vocabulary": "clip", "pad_token": "!" if second else "<|endoftext|>", "model_max_length": 77}
+        report.append("tokenizer: CLIP's standard vocabulary, padded with " + tokenizer["pad_token"])
+    source = str(config) if folder else ("its metadata" if own else "inferred")
+    return Resolved(configs, scheduler, tokenizer, own.get("defaults"), report, source)
+
+
+def inferred(
+    path: Path, shapes: Mapping[str, Shape], family: Family, needed: list[str], predicts: str
+) -> dict[str, Config]:
+    """The configs of the `needed` components, what no shape tells as the family was published."""
+    large = family is SD2 and predicts == "v_prediction"  # trained at 768 pixels; the others at 512
+    found: dict[str, Config] = {}
+    if "unet" in needed:
+        found["unet"] = infer_unet(path, shapes, family.unet_heads)
+        found["unet"] |= {"sample_size": 96 if large else 64, "upcast_attention": large}
+    if "vae" in needed:
+        found["vae"] = infer_vae(path, shapes) | {"sample_size": 768 if large else 512, "scaling_factor": SCALE}
+    if "text_encoder" in needed:
+        found["text_encoder"] = infer_text(path, shapes)
+    return found
+
+
+def find_prediction(
+    family: Family | None,
+    folder: Mapping[str, Config],
+    own: Mapping[str, Config],
+    metadata: Mapping[str, str],
+    notes: Config | None,
+    global_step: int | None,
+    asked: str | None,
+) -> tuple[str, str]:
+    """What the network predicts, and who says so."""
+    if asked is not None:
+        return parse_prediction(asked, "--prediction-type"), "as asked for"
+    spec = metadata.get("modelspec.prediction_type")
+    said = (
+        (folder["scheduler"].get("prediction_type", "epsilon") if "scheduler" in folder else None, "the config folder"),
+        (notes and notes["parameterization"], "the .yaml beside the file"),
+        (own["scheduler"].get("prediction_type", "epsilon") if "scheduler" in own else None, "its metadata"),
+        (spec if spec else None, "its metadata `modelspec.prediction_type`"),
+    )
+    for value, who in said:
+        if value is not None:
+            return parse_prediction(str(value), who), f"says {who}"
+    if family is not SD2:
+        return "epsilon", "as Stable Diffusion 1 was trained"
+    if global_step == BASE_STEPS:
+        return "epsilon", f"`global_step` is {BASE_STEPS}, that of Stable Diffusion 2's base for 512 pixels"
+    return (
+        "v_prediction",
+        "assumed, as nothing in the file says it: Stable Diffusion 2 for 768 pixels predicts v, its base for 512 "
+        "pixels epsilon; if the pictures are noise, give --prediction-type epsilon",
+    )
+
+
+def apply_yaml(path: Path, notes: Config, configs: dict[str, Config], scheduler: Config, fixed: set[str]) -> list[str]:
+    """Change what the `.yaml` says in the configs that are not `fixed`; what was changed, a line each."""
+    changes: dict[str, Config] = {"unet": {}, "vae": {}, "scheduler": {}}
+    unet = configs["unet"]
+    if notes.get("num_head_channels", -1) > 0:
+        widths = UNetConfig.parse(unet, f"{path}: unet").block_out_channels
+        changes["unet"]["attention_head_dim"] = [max(width // notes["num_head_channels"], 1) for width in widths]
+    elif notes.get("num_heads", -1) > 0:
+        changes["unet"]["attention_head_dim"] = notes["num_heads"]
+    if "scale_factor" in notes:
+        changes["vae"]["scaling_factor"] = notes["scale_factor"]
+    names = {"linear_start": "beta_start", "linear_end": "beta_end", "timesteps": "num_train_timesteps"}
+    changes["scheduler"] = {ours: notes[theirs] for theirs, ours in names.items() if theirs in notes}
+    parts = configs | {"scheduler": scheduler}
+    lines = []
+    for name, values in changes.items():
+        changed = {k: v for k, v in values.items() if name not in fixed and parts[name].get(k) != v}
+        if name == "scheduler":
+            scheduler |= changed
+        else:
+            configs[name] = configs[name] | changed
+        lines += [f"{name}: {k} = {v}, says {path.with_suffix('.yaml').name}" for k, v in changed.items()]
+    return lines
