@@ -23,10 +23,10 @@ def vae(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 @app.command("text-encoder")
 def text_encoder(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Train a CLIP-style text tower by contrast with pictures."""
-    from t2i.training.text_encoder import TextEncoderRecipe, TextEncoderTask
+    """Train a text encoder: a CLIP-style tower by contrast with pictures, or a T5-style one (a section `t5`)."""
+    from t2i.training.objectives import text_encoder_training
 
-    _run(recipe, overrides, TextEncoderRecipe, TextEncoderTask)
+    _run(recipe, overrides, *text_encoder_training(recipe))
 
 
 @app.command("unet")

@@ -9,10 +9,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from t2i.component import check_keys, read_json
+from t2i.component import check_keys, few_tensors, read_json
 from t2i.conditioning import Conditioning
 from t2i.text.base import TextEncoder
 from t2i.text.files import find_folders, read_tensors
+from t2i.text.sizes import make_config
 from t2i.text.tokenizer import load_tokenizer, token_id
 
 PREFIX, PROJECTION = "text_model.", "text_projection.weight"
@@ -84,10 +85,10 @@ class CLIPTextEncoder(TextEncoder):
         The weights are shared, not copied; what is later done to this encoder does not reach the one returned.
         """
         layers = self.config.num_hidden_layers
-        if not 1 <= n <= layers:
-            raise ValueError(f"clip skip = {n}: the text encoder has {layers} layers; allowed are 1 (none) to {layers}")
         if n == 1:
             return self
+        if not 1 <= n <= layers:
+            raise ValueError(f"clip skip = {n}: the text encoder has {layers} layers; allowed are 1 (none) to {layers}")
         config = copy.deepcopy(self.config)
         state = shallow(config, self.named_tensors(), layers - n + 1)
         return self.build(config, state, copy.deepcopy(self.tokenizer), "clip skip", self.max_tokens)
@@ -128,7 +129,7 @@ class CLIPTextEncoder(TextEncoder):
         max_tokens: int | None = None,
     ) -> Self:
         """The encoder around the very tensors of `state`; one that lacks or is too much is an error naming `where`."""
-        with torch.device("meta"):
+        with few_tensors(where), torch.device("meta"):
             model = CLIPTextModelWithProjection(config)
         projection = model.text_projection if PROJECTION in state else None
         encoder = cls(model.text_model, projection, tokenizer, max_tokens)
@@ -147,8 +148,10 @@ def read_config(path: Path) -> CLIPTextConfig:
     """The text tower's config, also out of a whole CLIP's."""
     values = read_json(path)
     if "text_config" in values:
+        if not isinstance(values["text_config"], dict):
+            raise ValueError(f"{path}: `text_config` = {values['text_config']!r} is no object")
         values = values["text_config"] | {"projection_dim": values.get("projection_dim", 512)}
-    return CLIPTextConfig(**{k: values[k] for k in CONFIG_KEYS if k in values and k != "model_type"})
+    return make_config(CLIPTextConfig, {k: values[k] for k in CONFIG_KEYS if k in values and k != "model_type"}, path)
 
 
 def read_state(folder: Path) -> dict[str, Tensor]:
@@ -160,6 +163,8 @@ def read_state(folder: Path) -> dict[str, Tensor]:
 def layers_read(layer: int | None, layers: int, where: str | Path) -> int:
     """How many layers are left when `layer` (-1, the default, is the last) is the one read."""
     layer = -1 if layer is None else layer
+    if layers == 0 and layer == -1:  # embeddings alone
+        return 0
     if not -layers <= layer <= -1:
         raise ValueError(f"layer = {layer}: {where} has {layers} layers; allowed are -1 (last) to {-layers}")
     return layers + layer + 1

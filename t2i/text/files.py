@@ -1,12 +1,35 @@
 """Where a text encoder's files lie, and their tensors."""
 
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from torch import Tensor
 
-from t2i.component import load_weights, read_json, read_safetensors
+from t2i.component import load_weights
 
 WEIGHTS = "model.safetensors"
+# Keys that are no weights of a text encoder, each with its reason.
+IGNORABLE = (
+    (r"(.+\.)?position_ids", "position ids, a buffer that counts"),
+    (r"(vision_model|visual_projection)\..+", "CLIP's image side"),
+    (r"logit_scale.*", "the scale of CLIP's contrastive loss"),
+    (r"(decoder|lm_head)\..+", "T5's decoder, which only its training needs"),
+)
+_VARIANT: ContextVar[str | None] = ContextVar("variant", default=None)
+
+
+@contextmanager
+def reading(variant: str | None) -> Iterator[None]:
+    """A block in which `read_tensors` takes this variant of the weights, as fp16 in model.fp16.safetensors."""
+    token = _VARIANT.set(variant)
+    try:
+        yield
+    finally:
+        _VARIANT.reset(token)
 
 
 def find_folders(folder: Path) -> tuple[Path, Path]:
@@ -21,10 +44,10 @@ def find_folders(folder: Path) -> tuple[Path, Path]:
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors in `model.safetensors` or its shards."""
-    index = folder / f"{WEIGHTS}.index.json"
-    if not index.is_file():
-        return load_weights(folder, WEIGHTS)
-    state: dict[str, Tensor] = {}
-    for shard in sorted(set(read_json(index)["weight_map"].values())):
-        state |= read_safetensors(folder / shard)
-    return state
+    return load_weights(folder, WEIGHTS, _VARIANT.get())
+
+
+def count_ignored(keys: Iterable[str]) -> dict[str, int]:
+    """How many keys are ignored for which reason."""
+    rules = [(re.compile(pattern), reason) for pattern, reason in IGNORABLE]
+    return dict(Counter(reason for key in keys for pattern, reason in rules if pattern.fullmatch(key)))

@@ -7,12 +7,13 @@ from typing import Any, ClassVar, Self
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import CLIPTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel, T5Tokenizer
 
-from t2i.component import check_keys, read_json
+from t2i.component import check_keys, few_tensors, read_json
 from t2i.conditioning import Conditioning
 from t2i.text.base import TextEncoder
 from t2i.text.files import find_folders, read_tensors
+from t2i.text.sizes import make_config
 from t2i.text.tokenizer import load_tokenizer
 
 SHARED, TIED = "shared.weight", "encoder.embed_tokens.weight"
@@ -41,6 +42,7 @@ NO_LIMIT = 10**6  # tokenizers that know of no limit say 1e30
 class T5TextEncoder(TextEncoder):
     """Prompts to the last states of T5's encoder; its activations overflow float16, so it is never run there.
 
+    Its tokenizer is T5's own, or CLIP's where the two are to read the same ids.
     Padding is hidden from the encoder only where config.json says `use_attention_mask`, as in the stock pipeline.
     """
 
@@ -60,6 +62,9 @@ class T5TextEncoder(TextEncoder):
         if max_tokens < 2:
             raise ValueError(f"max_tokens = {max_tokens}: T5 needs 2 or more, a token and the end")
         super().__init__(tower, tokenizer, max_tokens)
+        if isinstance(tokenizer, CLIPTokenizer):
+            words = {"tokenizer": ["transformers", "CLIPTokenizer"]}
+            self.classes = T5TextEncoder.classes | words  # pyright: ignore[reportAttributeAccessIssue]
         self.use_attention_mask = use_attention_mask
 
     @property
@@ -101,8 +106,9 @@ class T5TextEncoder(TextEncoder):
         if layer not in (None, -1):
             raise ValueError(f"layer = {layer}: {weights} is a T5, which is read at its last layer; leave layer out")
         values = read_json(weights / "config.json")
-        config = T5Config(**{k: values[k] for k in CONFIG_KEYS if k in values and k != "model_type"})
-        tokenizer = load_tokenizer(words, T5Tokenizer)
+        known = {k: values[k] for k in CONFIG_KEYS if k in values and k != "model_type"}
+        config = make_config(T5Config, known, weights / "config.json")
+        tokenizer = load_tokenizer(words, tokenizer_class(words))
         stock = tokenizer.model_max_length if weights != folder else NO_LIMIT
         default = stock if stock < NO_LIMIT else MAX_TOKENS
         found = read_tensors(weights)
@@ -110,12 +116,21 @@ class T5TextEncoder(TextEncoder):
         tied = state.pop(TIED, None)
         if tied is not None:
             state.setdefault(SHARED, tied)
-        with torch.device("meta"):
+        with few_tensors(weights), torch.device("meta"):
             model = T5EncoderModel(config)
-        masked = bool(values.get("use_attention_mask", False))
+        masked = values.get("use_attention_mask", False)
+        if not isinstance(masked, bool):
+            raise ValueError(f"{weights / 'config.json'}: `use_attention_mask` = {masked!r} is neither true nor false")
         encoder = cls(model, tokenizer, default if max_tokens is None else max_tokens, masked)
         check_keys(encoder.named_tensors(), state, weights)
         model.load_state_dict(state | {TIED: state[SHARED]}, assign=True)
         encoder.set_embeddings(state[SHARED])
         encoder.ignored_keys = sum(k.startswith(DECODER) for k in found)
         return encoder.requires_grad_(False).to(dtype=dtype or torch.float32)
+
+
+def tokenizer_class(folder: Path) -> type[PreTrainedTokenizerFast]:
+    """T5's tokenizer, or CLIP's where tokenizer_config.json names it."""
+    path = folder / "tokenizer_config.json"
+    named = read_json(path).get("tokenizer_class") if path.is_file() else None
+    return CLIPTokenizer if named == "CLIPTokenizer" else T5Tokenizer

@@ -84,7 +84,15 @@ def load_tokenizer(folder: str | Path, kind: type[PreTrainedTokenizerFast] = CLI
     files = ("tokenizer.json", *(["vocab.json"] if kind is CLIPTokenizer else []))
     if not any((folder / name).is_file() for name in files):
         raise ValueError(f"{folder}: no {' and no '.join(files)}: the text encoder needs its own tokenizer")
-    return kind.from_pretrained(folder)
+    try:
+        tokenizer = kind.from_pretrained(folder)
+    except Exception as error:  # files from an unknown hand raise anything, a bare Exception among it
+        cause = " ".join(str(error).split())
+        raise ValueError(f"{folder}: not a readable {kind.__name__} ({type(error).__name__}: {cause})") from None
+    longest = tokenizer.model_max_length
+    if type(longest) is not int or longest < 1:
+        raise ValueError(f"{folder}: `model_max_length` = {longest!r} is not a whole number above 0")
+    return tokenizer
 
 
 def token_id(tokenizer: PreTrainedTokenizerFast, token: object) -> int:

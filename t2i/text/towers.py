@@ -1,14 +1,16 @@
-"""The small CLIP pair (Radford et al. 2021) that the project trains itself: a stock text tower and a small conv net."""
+"""The small towers that the project trains itself: a CLIP pair (Radford et al. 2021), and T5 (Raffel et al. 2020)."""
 
+import copy
 import math
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel
+from transformers.models.t5.modeling_t5 import T5Stack
 
 from t2i.component import Component, ComponentConfig
 from t2i.config import Section
@@ -17,20 +19,69 @@ from t2i.text.tokenizer import token_id
 LARGEST_SCALE = 100.0  # CLIP clips the logit scale here
 
 
-class TextTowerConfig(Section):
-    """The size of the text tower; what the tokenizer fixes is not here."""
+class Size(NamedTuple):
+    """What a name stands for; 32 channels a head."""
 
+    width: int
+    layers: int
+    heads: int
+
+
+# The ladder: with some 650 words each has about three times the parameters of the one before, 50 thousand to 5
+# million, as a CLIP-style tower and as a T5-style one.
+SIZES = {
+    "mini": Size(32, 2, 1),
+    "tiny": Size(64, 2, 2),
+    "small": Size(128, 2, 4),
+    "base": Size(192, 3, 6),
+    "large": Size(256, 6, 8),
+}
+SizeName = Literal["mini", "tiny", "small", "base", "large"]
+
+
+class TowerSize(Section):
+    """The size of a tower: by its name, or number by number; what the tokenizer fixes is not here."""
+
+    size: SizeName | None = Field(default=None, description="stands for width, layers and heads")
     width: int = Field(default=160, gt=0)
     layers: int = Field(default=4, gt=0)
     heads: int = Field(default=5, gt=0)
     mlp_ratio: int = Field(default=4, gt=0)
-    embedding_std: float = Field(default=10.0, gt=0, description="of the untrained embeddings of tokens and positions")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("size") not in SIZES:
+            return values
+        numbers = SIZES[values["size"]]._asdict()
+        if other := [f"{k} = {values[k]}" for k, v in numbers.items() if values.get(k, v) != v]:
+            stands = ", ".join(f"{k} = {v}" for k, v in numbers.items())
+            raise ValueError(f"size = {values['size']} stands for {stands}, not {', '.join(other)}: leave one out")
+        return values | numbers
 
     @model_validator(mode="after")
-    def _heads_fit(self) -> "TextTowerConfig":
+    def _heads_fit(self) -> "TowerSize":
         if self.width % self.heads:
             raise ValueError(f"heads = {self.heads} does not divide width = {self.width}")
         return self
+
+
+class TextTowerConfig(TowerSize):
+    """A CLIP-style text tower."""
+
+    embedding_std: float = Field(
+        default=10.0, gt=0, description="of the untrained embeddings of tokens and positions; CLIP's own is 0.02"
+    )
+
+
+class T5TowerConfig(TowerSize):
+    """A T5-style encoder, and the decoder that only its training needs.
+
+    The gated feed-forward layer is 2/3 as wide as `mlp_ratio` says, so that its three matrices hold as many parameters
+    as a CLIP layer's two (Shazeer 2020): a size has about as many in both families.
+    """
+
+    decoder_layers: int = Field(default=2, gt=0)
 
 
 def text_tower(config: TextTowerConfig, tokenizer: CLIPTokenizer, projection_dim: int) -> CLIPTextModelWithProjection:
@@ -139,3 +190,58 @@ class ContrastivePair(nn.Module):
     def scale(self) -> Float[Tensor, ""]:
         """What multiplies the cosines to make logits."""
         return self.logit_scale.clamp(max=math.log(LARGEST_SCALE)).exp()
+
+
+class T5Pair(nn.Module):
+    """T5 1.1: an encoder, a decoder that shares its embedding, and an output layer of its own.
+
+    The stacks of transformers' own class are fed embeddings, so that the shared one has a single name in a checkpoint.
+    """
+
+    def __init__(self, size: T5TowerConfig, tokenizer: CLIPTokenizer, sentinels: int) -> None:
+        super().__init__()
+        end = token_id(tokenizer, tokenizer.eos_token)
+        self.config = T5Config(
+            vocab_size=len(tokenizer) + sentinels,  # their embeddings are spare rows beyond the tokenizer's ids
+            d_model=size.width,
+            d_kv=size.width // size.heads,
+            d_ff=max(8, round(size.width * size.mlp_ratio * 2 / 3 / 8) * 8),
+            num_layers=size.layers,
+            num_decoder_layers=size.decoder_layers,
+            num_heads=size.heads,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+            pad_token_id=token_id(tokenizer, tokenizer.pad_token),
+            eos_token_id=end,
+        )
+        self.shared = nn.Embedding(self.config.vocab_size, size.width)
+        self.encoder = T5Stack(self._half(size.layers, is_decoder=False))
+        self.decoder = T5Stack(self._half(size.decoder_layers, is_decoder=True))
+        self.encoder.embed_tokens = self.decoder.embed_tokens = None
+        self.lm_head = nn.Linear(size.width, self.config.vocab_size, bias=False)
+        nn.init.normal_(self.lm_head.weight, std=size.width**-0.5)
+
+    def _half(self, layers: int, is_decoder: bool) -> T5Config:
+        config = copy.deepcopy(self.config)
+        config.num_layers, config.is_decoder, config.use_cache = layers, is_decoder, False
+        return config
+
+    def forward(
+        self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"], before: Int[Tensor, "b m"]
+    ) -> Float[Tensor, "b m v"]:
+        """The logits of each target token, given the corrupted text and the target tokens `before` it."""
+        states = self.encoder(inputs_embeds=self.shared(ids), attention_mask=mask.long()).last_hidden_state
+        read = self.decoder(
+            inputs_embeds=self.shared(before),
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask.long(),
+        ).last_hidden_state
+        return self.lm_head(read)
+
+    def encoder_alone(self) -> T5EncoderModel:
+        """A copy of the encoder as stock T5EncoderModel, on the CPU."""
+        model = T5EncoderModel(self._half(self.config.num_layers, is_decoder=False))
+        state = {f"encoder.{k}": v for k, v in self.encoder.state_dict().items()}
+        shared = self.shared.weight.detach()
+        model.load_state_dict(state | {"shared.weight": shared, "encoder.embed_tokens.weight": shared})
+        return model

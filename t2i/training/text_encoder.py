@@ -1,6 +1,9 @@
 """Training the text encoder: a small CLIP pair on captioned pictures, with hard negatives from the captions."""
 
 import copy
+import hashlib
+import sys
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -8,14 +11,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from t2i import randomness
 from t2i.config import Section
 from t2i.text.clip import CLIPTextEncoder
 from t2i.text.neighbours import Neighbours
-from t2i.text.tokenizer import learn_tokenizer, tokenize
+from t2i.text.tokenizer import identity, learn_tokenizer, tokenize
 from t2i.text.towers import ContrastivePair, ImageTower, ImageTowerConfig, TextTowerConfig, text_tower
 from t2i.training.contrast import ContrastiveLoss, name, recall
 from t2i.training.pictures import open_both
@@ -45,7 +48,18 @@ class TextEncoderRecipe(Recipe):
     tokenizer: TokenizerConfig = TokenizerConfig()
     text: TextTowerConfig = TextTowerConfig()
     image: ImageTowerConfig = ImageTowerConfig()
+    image_tower: str | None = Field(
+        default=None,
+        description="the folder of a trained pair: its image tower is taken and frozen (LiT), so that text towers of "
+        "many sizes learn against one",
+    )
     contrast: ContrastConfig = ContrastConfig()
+
+    @model_validator(mode="after")
+    def _one_image_tower(self) -> "TextEncoderRecipe":
+        if self.image_tower is not None and self.image != ImageTowerConfig():
+            raise ValueError(f"image: image_tower = {self.image_tower} has its own sizes: leave one of the two out")
+        return self
 
 
 class TextEncoderTask:
@@ -60,20 +74,23 @@ class TextEncoderTask:
         self.neighbours = Neighbours(self.captions)
         torch.manual_seed(randomness.generator(recipe.seed, "init").initial_seed())
         self.tokenizer, self.pair = self._pair(recipe)
+        say_cut(self.tokenizer, self.captions, quiet)
         self.players: dict[str, nn.Module] = {"pair": self.pair}
         self.contrast = ContrastiveLoss()
         self._epoch = lru_cache(maxsize=2)(self._order_of_epoch)
 
     def _pair(self, recipe: TextEncoderRecipe) -> tuple[Any, ContrastivePair]:
+        image = trained_image_tower(recipe)
+        projection_dim = (recipe.image if image is None else image.config).projection_dim
         if recipe.train.init:
             begun = CLIPTextEncoder.load(Path(recipe.train.init))
-            image = ImageTower.load(Path(recipe.train.init) / "image_encoder")
-            text = text_tower(recipe.text, begun.tokenizer, image.config.projection_dim)
+            text = text_tower(recipe.text, begun.tokenizer, projection_dim)
             text.load_state_dict(begun.named_tensors())
-            return begun.tokenizer, ContrastivePair(image, text)
-        tokenizer = learn_tokenizer(self.captions, recipe.tokenizer.vocab_size, recipe.tokenizer.max_tokens)
-        text = text_tower(recipe.text, tokenizer, recipe.image.projection_dim)
-        return tokenizer, ContrastivePair(ImageTower(recipe.image), text)
+            tokenizer = begun.tokenizer
+        else:
+            tokenizer = learn_tokenizer(self.captions, recipe.tokenizer.vocab_size, recipe.tokenizer.max_tokens)
+            text = text_tower(recipe.text, tokenizer, projection_dim)
+        return tokenizer, ContrastivePair(ImageTower(recipe.image) if image is None else image, text)
 
     def __len__(self) -> int:
         return len(self.pictures.usable)
@@ -161,6 +178,7 @@ class TextEncoderTask:
         return self.validate(networks) | {
             "pairs": len(self.held_out.usable),
             "vocabulary": len(self.tokenizer),
+            "tokenizer": tokenizer_name(self.tokenizer),
             "text_parameters": sum(p.numel() for p in pair.text.parameters()),
             "image_parameters": sum(p.numel() for p in pair.image.parameters()),
         }
@@ -172,3 +190,30 @@ def shifted(pixels: Float[Tensor, "b 3 h w"], places: Float[Tensor, "b 2"], most
     padded = F.pad(pixels, (most, most, most, most), mode="replicate")
     corners = (places * (2 * most + 1)).long().tolist()
     return torch.stack([x[:, top : top + h, left : left + w] for x, (top, left) in zip(padded, corners, strict=True)])
+
+
+def trained_image_tower(recipe: TextEncoderRecipe) -> ImageTower | None:
+    """The image tower that a recipe begins with: frozen out of `image_tower`, or to go on with out of `train.init`."""
+    if recipe.image_tower is None:
+        return ImageTower.load(Path(recipe.train.init) / "image_encoder") if recipe.train.init else None
+    try:
+        return ImageTower.load(Path(recipe.image_tower) / "image_encoder").requires_grad_(False)
+    except ValueError as error:
+        raise ValueError(f"image_tower={recipe.image_tower}: {error}") from None
+
+
+def say_cut(tokenizer: Any, captions: Sequence[str], quiet: bool) -> None:
+    """Count and print the captions that are longer than the tokenizer's `model_max_length`."""
+    cut = [end for end in tokenize(tokenizer, list(captions), tokenizer.model_max_length).truncated if end]
+    if cut and not quiet:
+        print(
+            f"{len(cut)} of {len(captions)} captions are longer than tokenizer.max_tokens = "
+            f"{tokenizer.model_max_length}; cut off, for example: {cut[0]!r}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def tokenizer_name(tokenizer: Any) -> str:
+    """Equal for two encoders exactly when they read the same ids."""
+    return hashlib.sha256(identity(tokenizer).encode()).hexdigest()[:16]

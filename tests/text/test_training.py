@@ -135,7 +135,7 @@ def test_overfits_eight_pairs_and_exports_what_was_trained(tmp_path):
     task = TextEncoderTask(recipe(tmp_path, together=2), quiet=True)
     assert task.validate(task.players)["image_to_text_R@1"] < 1
     optimizer = torch.optim.AdamW(task.pair.parameters(), lr=2e-3)
-    for step in range(60):
+    for step in range(120):
         loss, _ = task.loss("pair", task.players, task.batch(task.order(step, 8, 0), step))
         optimizer.zero_grad()
         loss.backward()
