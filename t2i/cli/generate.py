@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from t2i.cli.generate_options import SHIPPED, Order, check_dtype, parse_interval, parse_size, plan_orders
+from t2i.cli.generate_options import SHIPPED, Order, Reading, check_dtype, parse_interval, parse_size, plan_orders
 
 
 def generate(
@@ -13,7 +13,16 @@ def generate(
         list[str] | None, typer.Argument(metavar="PROMPT...", help="one picture each (see --count)")
     ] = None,
     model: Annotated[
-        Path | None, typer.Option("-m", "--model", help=f"a model's folder; by default the shipped {SHIPPED}")
+        Path | None,
+        typer.Option("-m", "--model", help=f"a folder, a single file or a hub name; by default the shipped {SHIPPED}"),
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="of the model's weights, as fp16; by default the plain")] = None,
+    revision: Annotated[str | None, typer.Option(help="of a hub name: a branch, tag or commit")] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="the JSON configs of a single file: a diffusers folder with them")
+    ] = None,
+    prediction_type: Annotated[
+        str | None, typer.Option(help="of a single file: epsilon or v_prediction; by default what it is inferred to be")
     ] = None,
     negative: Annotated[str | None, typer.Option("-n", "--negative", help="what not to draw, for all prompts")] = None,
     steps: Annotated[
@@ -105,4 +114,5 @@ def generate(
     orders, model = plan_orders(order, model, from_, prompts_file, resume, count, interpolate)
     from t2i.cli.generate_run import Session, run
 
-    run(Session(model, out, device, batch_size, metadata, resume, preview_every), orders)
+    reading = Reading(variant, revision, config, prediction_type)
+    run(Session(model, out, device, batch_size, metadata, resume, preview_every, reading), orders)

@@ -32,6 +32,16 @@ FILES = {"image": "--init-image", "mask": "--mask", "vae": "--vae"}
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How a model's files are read: which of a folder's or a repository's, and what a single file leaves out."""
+
+    variant: str | None = None
+    revision: str | None = None
+    config: Path | None = None
+    prediction: str | None = None
+
+
+@dataclass(frozen=True)
 class Order:
     """Prompts that are drawn with the same options, called as the settings call them; `where` is for messages."""
 
@@ -160,7 +170,7 @@ def _as_picture(order: Order, path: Path, model: Path | None) -> tuple[Order, Pa
 def _file(picture: Path, flag: str, name: str, digest: str) -> Path:
     """A file that a picture was made with: in the current folder or beside the picture, known by its bytes."""
     for place in (Path(name), picture.parent / name):
-        if place.exists() and sha256(weights_of(place)) == digest:
+        if place.exists() and sha256(*weights_of(place)) == digest:
             return place
     raise ValueError(
         f"{picture}: was made with {name!r} (sha256 {digest[:12]}...), which is neither here nor beside it; "
@@ -168,9 +178,13 @@ def _file(picture: Path, flag: str, name: str, digest: str) -> Path:
     )
 
 
-def weights_of(path: Path) -> Path:
-    """The file that tells a component: its weights, where it is a folder."""
-    return path / "diffusion_pytorch_model.safetensors" if path.is_dir() else path
+def weights_of(path: Path) -> list[Path]:
+    """The files that tell a component: its weights, where it is a folder."""
+    if not path.is_dir():
+        return [path]
+    from t2i.component import Component, weight_files
+
+    return list(weight_files(path, Component.weights_name).files)
 
 
 def parse_size(size: str | None) -> tuple[int | None, int | None]:
@@ -216,10 +230,14 @@ def find_model(model: Path | None) -> Path:
     raise ValueError(f"no model: {SHIPPED} is neither here nor next to the package; give one with -m FOLDER")
 
 
-def sha256(path: Path) -> str:
-    """Of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(*paths: Path) -> str:
+    """Of the bytes of files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def say(text: str) -> None:

@@ -13,10 +13,9 @@ import torch
 import typer
 from PIL import Image
 
-from t2i.autoencoder.kl import AutoencoderKL
-from t2i.cli.generate_options import Order, say, sha256, weights_of
+from t2i.cli.generate_options import Order, Reading, say, sha256, weights_of
 from t2i.cli.generate_request import only, request_of, settings_key, settings_of, written_in
-from t2i.component import check_keys, read_safetensors
+from t2i.cli.models import hashed_files, locate_model, open_model, read_vae
 from t2i.data.grid import picture_grid
 from t2i.errors import RunFailed
 from t2i.nn.attention import set_attention_backend
@@ -46,6 +45,7 @@ FLAGS = {
 }
 _NAMES = re.compile(rf"(?<![\w-])(?:{'|'.join(FLAGS)})")
 PREVIEW = "preview.png"
+AS_IT_IS = Reading()
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Session:
     metadata: bool
     resume: bool
     preview_every: int | None
+    reading: Reading = AS_IT_IS
 
 
 def run(session: Session, orders: list[Order]) -> None:
@@ -160,17 +161,21 @@ def _preview(pipeline: Pipeline, latents: torch.Tensor, folder: Path) -> None:
 
 def _open(session: Session, order: Order) -> tuple[Pipeline, dict[str, Any]]:
     """The pipeline as all orders have it, and what its pictures say of it."""
-    options, model = order.options, session.model
+    options, model, how = order.options, session.model, session.reading
     device = session.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = options.get("dtype", "float32")
-    if model.is_file():
-        raise ValueError(f"{model}: is a file; single-file checkpoints are not read yet: give a diffusers folder")
-    pipeline = Pipeline.from_pretrained(model)
-    weights = model / "unet" / pipeline.generator.unet.weights_name
-    made_by = {"model": model.resolve().name, "model_sha256": sha256(weights), "dtype": dtype, "rng": "cpu"}
+    place = locate_model(model, variant=how.variant, revision=how.revision)
+    pipeline = open_model(place, variant=how.variant, config=how.config, prediction=how.prediction)
+    for line in pipeline.report:
+        say(f"model: {line}")
+    name = model.resolve().name if model.is_dir() else model.name if model.is_file() else str(model)
+    digest = sha256(*hashed_files(place, how.variant))
+    made_by = {"model": name, "model_sha256": digest, "dtype": dtype, "rng": "cpu"}
+    made_by |= {} if how.config is None else {"model_config": how.config.resolve().name}
+    made_by |= {} if how.prediction is None else {"prediction_type": how.prediction}
     if options.get("vae") is not None:
         pipeline = _with_vae(pipeline, options["vae"])
-        made_by |= {"vae": options["vae"].name, "vae_sha256": sha256(weights_of(options["vae"]))}
+        made_by |= {"vae": options["vae"].name, "vae_sha256": sha256(*weights_of(options["vae"]))}
     embeddings = options.get("embeddings", [])
     for file in embeddings:
         say(add_embedding(pipeline.text_encoder, file))
@@ -194,14 +199,11 @@ def _open(session: Session, order: Order) -> tuple[Pipeline, dict[str, Any]]:
 
 def _with_vae(pipeline: Pipeline, path: Path) -> Pipeline:
     """The pipeline with another VAE: a folder of its own, or weights by its own VAE's config."""
-    if path.is_dir():
-        vae = AutoencoderKL.load(path)
-    else:
-        state = AutoencoderKL.rename_keys(read_safetensors(path))
-        vae = AutoencoderKL(pipeline.autoencoder.config)
-        check_keys(vae.state_dict(), state, path)
-        vae.load_state_dict(state)
-    return Pipeline(pipeline.text_encoder, pipeline.generator, vae.eval(), pipeline.scheduler, pipeline.defaults)
+    vae, report = read_vae(path, pipeline.autoencoder)
+    for line in report:
+        say(f"vae: {line}")
+    parts = (pipeline.scheduler, pipeline.defaults, pipeline.report)
+    return Pipeline(pipeline.text_encoder, pipeline.generator, vae, *parts)
 
 
 def _report(pictures: Pictures, last: Path, count: int, seed: int | None) -> None:

@@ -1,19 +1,33 @@
 """A pipeline's folder, as diffusers lays it out, with what `t2i generate` takes by default in `t2i.json`."""
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from huggingface_hub import snapshot_download
 from pydantic import Field, field_validator, model_validator
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from t2i.autoencoder.kl import AutoencoderKL
-from t2i.component import ComponentConfig, atomic_folder, read_json, write_json
+from t2i.component import (
+    ComponentConfig,
+    atomic_folder,
+    few_tensors,
+    read_json,
+    save_weights,
+    weight_files,
+    weight_variants,
+    write_json,
+)
 from t2i.diffusion.solvers import parse_solver
 from t2i.generator.latent_diffusion import LatentDiffusion
 from t2i.generator.scheduler_config import SchedulerConfig
 from t2i.generator.unet import UNet
 from t2i.text.base import TextEncoder
 from t2i.text.encoder import load_text_encoder
+from t2i.text.files import WEIGHTS, count_ignored, read_tensors, reading
+from t2i.text.tokenizer import save_tokenizer
 
 OWN, INDEX = "t2i.json", "model_index.json"
 COMPONENTS = {
@@ -23,8 +37,18 @@ COMPONENTS = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
+NETWORKS = {"unet": UNet.weights_name, "vae": AutoencoderKL.weights_name, "text_encoder": WEIGHTS}
+UNREAD = ("feature_extractor", "image_encoder", "safety_checker")  # components that pictures are drawn without
 CLASS, INPAINT = "StableDiffusionPipeline", "StableDiffusionInpaintPipeline"
+CLASSES = (CLASS, INPAINT, "StableDiffusionImg2ImgPipeline")
+# Families that do not run here, by how the names of their pipelines begin.
+FAMILIES = {
+    "StableDiffusionXL": "a Stable Diffusion XL",
+    "StableDiffusion3": "a Stable Diffusion 3",
+    "Flux": "a Flux",
+}
 LAYOUT = "0.35.0"  # stock's inpainting pipeline, alone of all, does not load without a version
+MOST_TIMESTEPS = 100_000
 
 
 class Defaults(ComponentConfig):
@@ -52,13 +76,14 @@ class Defaults(ComponentConfig):
 
 
 class Parts(NamedTuple):
-    """What a folder holds."""
+    """What a folder holds; `report` says what of it was ignored, and what was chosen."""
 
     text_encoder: TextEncoder
     generator: LatentDiffusion
     autoencoder: AutoencoderKL
     scheduler: SchedulerConfig
     defaults: Defaults
+    report: tuple[str, ...] = ()
 
 
 def save(parts: Parts, folder: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -68,45 +93,183 @@ def save(parts: Parts, folder: str | Path, dtype: torch.dtype | None = None) -> 
         parts.generator.unet.save(tmp / "unet", dtype)
         parts.autoencoder.save(tmp / "vae", dtype)
         parts.scheduler.save(tmp / "scheduler")
-        absent = {name: [None, None] for name in ("feature_extractor", "image_encoder", "safety_checker")}
-        kind: dict[str, str] = {"_class_name": CLASS}
-        if parts.generator.unet.config.in_channels != parts.autoencoder.config.latent_channels:
-            kind = {"_class_name": INPAINT, "_diffusers_version": LAYOUT}
-        components = COMPONENTS | parts.text_encoder.classes
-        write_json(tmp / INDEX, kind | {"requires_safety_checker": False} | components | absent)
+        joined = parts.generator.unet.config.in_channels != parts.autoencoder.config.latent_channels
+        write_json(tmp / INDEX, model_index(joined, parts.text_encoder.classes))
         write_json(tmp / OWN, parts.defaults.model_dump(mode="json", exclude_none=True))
 
 
-def load(folder: str | Path) -> Parts:
-    """The parts in a folder of ours or of Stable Diffusion 1 and 2, in float32; a fault is a ValueError naming it."""
-    folder = Path(folder)
-    if not folder.is_dir():
+class Stored(NamedTuple):
+    """A pipeline as files hold it: each network's config, and its tensors in the dtypes that they have there."""
+
+    networks: dict[str, tuple[dict[str, Any], dict[str, Tensor]]]
+    tokenizer: PreTrainedTokenizerFast
+    classes: dict[str, list[str]]
+    scheduler: dict[str, Any]
+    defaults: Defaults | None
+
+
+def write(stored: Stored, folder: Path, dtype: torch.dtype | None = None, shard_size: int | None = None) -> None:
+    """Write a folder that stock diffusers loads, whole or not at all; weights as shards of `shard_size` bytes."""
+    with atomic_folder(folder) as tmp:
+        for part, (config, tensors) in stored.networks.items():
+            (tmp / part).mkdir()
+            write_json(tmp / part / "config.json", config)
+            save_weights(tensors, tmp / part / NETWORKS[part], dtype, shard_size)
+        (tmp / "scheduler").mkdir()
+        write_json(tmp / "scheduler" / "scheduler_config.json", stored.scheduler)
+        save_tokenizer(stored.tokenizer, tmp / "tokenizer")
+        unet, vae = stored.networks["unet"][0], stored.networks["vae"][0]
+        named = {"scheduler": ["diffusers", stored.scheduler.get("_class_name", COMPONENTS["scheduler"][1])]}
+        write_json(tmp / INDEX, model_index(unet["in_channels"] != vae["latent_channels"], stored.classes | named))
+        if stored.defaults is not None:
+            write_json(tmp / OWN, stored.defaults.model_dump(mode="json", exclude_none=True))
+
+
+def model_index(joined: bool, classes: dict[str, list[str]]) -> dict[str, Any]:
+    """`model_index.json`: of an inpainting pipeline, where the U-Net reads the mask (`joined`)."""
+    kind = {"_class_name": INPAINT, "_diffusers_version": LAYOUT} if joined else {"_class_name": CLASS}
+    absent = {name: [None, None] for name in UNREAD}
+    return kind | {"requires_safety_checker": False} | COMPONENTS | classes | absent
+
+
+def locate(name: str | Path, revision: str | None = None, variant: str | None = None) -> Path:
+    """The folder called `name`, or of the hub repository OWNER/NAME at `revision`, fetched unless it is here."""
+    folder = Path(name)
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"{folder}: is a folder here; a revision ({revision}) is one of a hub repository")
+        return folder
+    if folder.is_absolute() or len(folder.parts) != 2 or str(folder).startswith("."):
         raise ValueError(f"{folder}: no such folder; a model is a folder with {INDEX}, {', '.join(COMPONENTS)}")
-    check_index(folder)
-    scheduler = SchedulerConfig.load(folder / "scheduler")
-    unet = UNet.load(folder / "unet")
+    place = _fetch(str(name), revision, _patterns(variant))
+    if all(weight_variants(place / part, file) for part, file in NETWORKS.items()):
+        return place
+    return _fetch(str(name), revision, _patterns("*"))  # some component has other variants alone
+
+
+def _patterns(variant: str | None) -> list[str]:
+    """The files to fetch: configs, tokenizers and the safetensors of one variant, "*" all."""
+    found = [INDEX, OWN, "scheduler/*.json", "tokenizer/*"]
+    for part, file in NETWORKS.items():
+        stem, _, suffix = file.rpartition(".")
+        mark = "" if variant is None else "*" if variant == "*" else f".{variant}"
+        found += [f"{part}/config.json", f"{part}/{stem}{mark}.{suffix}"]
+        found += [f"{part}/{stem}{mark}-?????-of-?????.{suffix}", f"{part}/{stem}-?????-of-?????{mark}.{suffix}"]
+        found.append(f"{part}/{stem}.{suffix}.index{mark}.json")
+    return found
+
+
+def _fetch(name: str, revision: str | None, patterns: list[str]) -> Path:
     try:
-        generator = LatentDiffusion.from_config(unet, scheduler)
-    except ValueError as error:
-        raise ValueError(f"{folder / 'scheduler' / 'scheduler_config.json'}: {error}") from None
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        cause = str(error).splitlines()[0]
+        at = "" if revision is None else f" at {revision}"
+        raise ValueError(f"model {name!r}{at}: no such folder, and the hub did not give it ({cause})") from None
+
+
+def load(name: str | Path, revision: str | None = None, variant: str | None = None) -> Parts:
+    """The parts in a folder of ours or of Stable Diffusion 1 and 2, in float32; a fault is a ValueError naming it."""
+    folder = locate(name, revision, variant)
+    report = check_index(folder)
+    chosen = choose_variants(folder, variant, report)
+    scheduler = SchedulerConfig.load(folder / "scheduler")
+    refuse_other_unets(folder / "unet" / "config.json")
+    generator = bind(UNet.load(folder / "unet", variant=chosen["unet"]), scheduler, folder)
     own = folder / OWN
     defaults = Defaults.read(own) if own.is_file() else Defaults(solver=scheduler.solver)
-    vae = AutoencoderKL.load(folder / "vae")
+    vae = AutoencoderKL.load(folder / "vae", variant=chosen["vae"])
+    check_preview(defaults, vae, own)
+    return Parts(load_text(folder, chosen["text_encoder"], report), generator, vae, scheduler, defaults, tuple(report))
+
+
+def bind(unet: UNet, scheduler: SchedulerConfig, where: Path) -> LatentDiffusion:
+    """The generator; a schedule that does not fit is an error naming its file."""
+    try:
+        if scheduler.num_train_timesteps > MOST_TIMESTEPS:
+            raise ValueError(f"`num_train_timesteps` = {scheduler.num_train_timesteps}: at most {MOST_TIMESTEPS} are")
+        return LatentDiffusion.from_config(unet, scheduler)
+    except ValueError as error:
+        file = where / "scheduler" / "scheduler_config.json" if where.is_dir() else where
+        raise ValueError(f"{file}: {error}") from None
+
+
+def check_preview(defaults: Defaults, vae: AutoencoderKL, where: Path) -> None:
+    """Refuse a map of latents to colours that was made for another autoencoder."""
     if (factors := defaults.latent_rgb_factors) is not None and len(factors) != vae.config.latent_channels:
         raise ValueError(
-            f"{own}: `latent_rgb_factors` has {len(factors)} rows, but vae/config.json: `latent_channels` = "
+            f"{where}: `latent_rgb_factors` has {len(factors)} rows, but vae/config.json: `latent_channels` = "
             f"{vae.config.latent_channels}; take the two keys of latent_rgb out"
         )
-    return Parts(load_text_encoder(folder), generator, vae, scheduler, defaults)
 
 
-def check_index(folder: Path) -> None:
-    """Refuse a folder of another pipeline, or one that lacks a component."""
-    name = read_json(folder / INDEX).get("_class_name")
-    if name not in (CLASS, INPAINT):
-        raise ValueError(f"{folder / INDEX}: `_class_name` = {name!r} is not supported; {CLASS!r} and {INPAINT!r} are")
+def load_text(folder: Path, variant: str | None, report: list[str]) -> TextEncoder:
+    """The text encoder; what its files hold beside its weights goes into the report."""
+    config = folder / "text_encoder" / "config.json"
+    try:
+        with reading(variant), few_tensors(config.parent):
+            encoder = load_text_encoder(folder)
+            ignored = count_ignored(read_tensors(config.parent)) if encoder.ignored_keys else {}
+    except (TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"{config}: not a text encoder's config ({str(error)[:500]})") from None
+    assert sum(ignored.values()) == encoder.ignored_keys
+    report += [f"text_encoder: ignored {_keys(n)}: {reason}" for reason, n in ignored.items()]
+    return encoder
+
+
+def _keys(n: int) -> str:
+    return f"{n} {'key' if n == 1 else 'keys'}"
+
+
+def choose_variants(folder: Path, variant: str | None, report: list[str]) -> dict[str, str | None]:
+    """The variant of each network: the one asked for where there is one, else the plain or the only one, and said."""
+    there = {part: weight_variants(folder / part, file) for part, file in NETWORKS.items()}
+    if variant is not None and not any(variant in found for found in there.values()):
+        names = sorted({name for found in there.values() for name in found if name is not None})
+        raise ValueError(
+            f"{folder}: has no variant {variant!r}; {'variants there: ' + ', '.join(names) if names else 'it has none'}"
+        )
+    chosen = {}
+    for part, file in NETWORKS.items():
+        wanted = variant if variant in there[part] else None
+        files = weight_files(folder / part, file, wanted)
+        chosen[part] = files.variant
+        if variant is not None and files.variant != variant:
+            report.append(f"{part}: has no variant {variant!r}, {files.files[0].name} is read")
+        elif files.variant != variant:
+            report.append(f"{part}: has only the variant {files.variant!r}, which is read")
+    return chosen
+
+
+def check_index(folder: Path) -> list[str]:
+    """Refuse a folder of another pipeline, or one that lacks a component; what else is in it is ignored and said."""
+    values = read_json(folder / INDEX)
+    name = values.get("_class_name")
+    family = next((what for start, what in FAMILIES.items() if str(name).startswith(start)), None)
+    if family is not None:
+        raise ValueError(
+            f"{folder / INDEX}: `_class_name` = {name!r} is not supported: this is {family}, which does not run here; "
+            "Stable Diffusion 1 and 2 do"
+        )
+    if name not in CLASSES:
+        raise ValueError(f"{folder / INDEX}: `_class_name` = {name!r} is not supported; {', '.join(CLASSES)} are")
     if missing := [c for c in COMPONENTS if not (folder / c).is_dir()]:
         raise ValueError(f"{folder}: lacks {', '.join(missing)}; a model holds {', '.join(COMPONENTS)}")
+    more = [k for k, v in values.items() if k not in COMPONENTS and isinstance(v, list) and any(v)]
+    if strange := [k for k in more if k not in UNREAD]:
+        raise ValueError(f"{folder / INDEX}: {', '.join(strange)}: no component of a Stable Diffusion 1 or 2")
+    return [f"ignored {', '.join(more)}: pictures are drawn without"] if more else []
+
+
+def refuse_other_unets(path: Path) -> None:
+    """Name the family of a U-Net with added conditions, which are all that tells it."""
+    values = read_json(path)
+    for key in ("addition_embed_type", "addition_time_embed_dim"):
+        if values.get(key) is not None:
+            raise ValueError(
+                f"{path}: `{key}` = {values[key]!r}: a U-Net with added conditions (added_cond), as Stable Diffusion "
+                "XL's, which does not run here; Stable Diffusion 1 and 2 do"
+            )
 
 
 def check_fit(text: TextEncoder, unet: UNet, vae: AutoencoderKL) -> None:

@@ -58,18 +58,22 @@ class Pipeline:
         autoencoder: AutoencoderKL,
         scheduler: SchedulerConfig,
         defaults: Defaults | None = None,
+        report: tuple[str, ...] = (),
     ) -> None:
         check_fit(text_encoder, generator.unet, autoencoder)
         self.text_encoder, self.generator, self.autoencoder = text_encoder, generator, autoencoder
         self.scheduler, self.defaults = scheduler, defaults or Defaults(solver=scheduler.solver)
-        self.coder = Coder()
+        self.coder, self.report = Coder(), report  # what of the files was ignored, inferred or chosen, a line each
         # A U-Net for inpainting reads the mask and the kept part's latents beside its own.
         self.joined = generator.unet.config.in_channels != autoencoder.config.latent_channels
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """The pipeline in a folder, on the CPU in float32."""
-        parts = load(folder)
+    def from_pretrained(cls, folder: str | Path, revision: str | None = None, variant: str | None = None) -> Self:
+        """The pipeline in a folder or a hub repository (at `revision`), on the CPU in float32.
+
+        `variant`: of the weights, as "fp16"; where there is but one it is taken.
+        """
+        parts = load(folder, revision, variant)
         try:
             return cls(*parts)
         except ValueError as error:

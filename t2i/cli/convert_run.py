@@ -1,0 +1,186 @@
+"""`t2i convert` carried out: the model read and checked as a whole, then written from its tensors as they are."""
+
+import os
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from t2i.autoencoder.kl import AutoencoderKL
+from t2i.cli.generate_options import Reading, say
+from t2i.cli.models import build, describe_tokenizer, locate_model, open_model, read_file
+from t2i.component import PICKLES, Component, read_json, weight_variants
+from t2i.errors import RunFailed
+from t2i.generator.unet import UNet
+from t2i.interop.pickles import read_ckpt
+from t2i.interop.single_file import Checkpoint, refuse_unwritable, write_single_file
+from t2i.pipeline import Pipeline
+from t2i.pipeline.folder import INDEX, NETWORKS, OWN, Stored, write
+from t2i.text.clip import PREFIX
+from t2i.text.files import read_tensors, reading
+from t2i.text.t5 import SHARED, TIED
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What is asked for."""
+
+    src: Path
+    dst: Path
+    single: bool
+    dtype: str | None
+    shard_size: int | None
+    how: Reading
+    ema: bool
+
+
+def run(asked: Conversion, overwrite: bool) -> None:
+    """Convert, and say what was ignored or inferred and what was written."""
+    check_place(asked, overwrite)
+    stored = read(asked)
+    dtype = None if asked.dtype is None else getattr(torch, asked.dtype)
+    if dtype is not None:
+        check_range(stored, dtype)
+    try:
+        if asked.single:
+            write_file(stored, asked.dst, dtype)
+        else:
+            write(stored, asked.dst, dtype, asked.shard_size)
+            if stored.defaults is not None:
+                say(f"{OWN} is written beside, which t2i alone reads")
+    except (OSError, SafetensorError) as error:
+        raise RunFailed(f"{asked.dst}: could not be written ({error})") from None
+    for path in [asked.dst] if asked.single else sorted(asked.dst.rglob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            kinds = Counter(file.get_slice(key).get_dtype() for key in file.keys())  # noqa: SIM118
+        counts = ", ".join(f"{n} tensors of {kind}" for kind, n in kinds.items())
+        typer.echo(f"{path}: {counts}, {path.stat().st_size} bytes")
+
+
+def check_place(asked: Conversion, overwrite: bool) -> None:
+    """Refuse to write over what is there, unless it is asked for and is a model."""
+    src, dst = asked.src, asked.dst
+    if not os.path.lexists(dst):
+        return
+    if src.exists() and (dst.samefile(src) or dst.resolve() in src.resolve().parents):
+        raise ValueError(f"{dst}: holds or is SRC itself; write to another place")
+    if not overwrite:
+        raise ValueError(f"{dst}: is there already; --overwrite replaces it")
+    if asked.single and not dst.is_file():
+        raise ValueError(f"{dst}: is no file; it is not replaced")
+    if not asked.single and not (dst / INDEX).is_file() and (not dst.is_dir() or any(dst.iterdir())):
+        raise ValueError(f"{dst}: is no model's folder (it has no {INDEX}); it is not replaced")
+
+
+def read(asked: Conversion) -> Stored:
+    """The whole source, checked, with its tensors in the dtypes that they have."""
+    how = asked.how
+    place = locate_model(asked.src, variant=how.variant, revision=how.revision)
+    if place.is_dir():
+        if asked.ema:
+            raise ValueError(f"{place}: is a folder, which holds one U-Net; --ema is for single files")
+        pipeline = open_model(place, variant=how.variant, config=how.config, prediction=how.prediction)
+        _say(pipeline)
+        return from_folder(pipeline, place, how.variant)
+    found = read_pickle(asked) if place.suffix in PICKLES else read_file(place, how.config, how.prediction, asked.ema)
+    pipeline = build(found, place, how.config, None)
+    _say(pipeline)
+    defaults = None if found.defaults is None else pipeline.defaults
+    return Stored(
+        networks(pipeline), pipeline.text_encoder.tokenizer, pipeline.text_encoder.classes, found.scheduler, defaults
+    )
+
+
+def _say(pipeline: Pipeline) -> None:
+    for line in pipeline.report:
+        say(f"model: {line}")
+
+
+def read_pickle(asked: Conversion) -> Checkpoint:
+    """A `.ckpt` through a safetensors file of its tensors alone, which is gone again afterwards."""
+    src, how = asked.src, asked.how
+    state: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, tensor in read_ckpt(src).items():
+        memory = tensor.untyped_storage().data_ptr()
+        state[key] = tensor.clone() if memory in seen else tensor.contiguous()  # safetensors takes no shared memory
+        seen.add(memory)
+    asked.dst.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=asked.dst.parent, prefix=".convert-") as tmp:
+        file = Path(tmp) / f"{src.stem}.safetensors"
+        save_file(state, file)
+        if (notes := src.with_suffix(".yaml")).is_file():
+            shutil.copy(notes, file.with_suffix(".yaml"))
+        try:
+            return read_file(file, how.config, how.prediction, asked.ema)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(file), str(src))) from None
+
+
+def networks(pipeline: Pipeline) -> dict[str, tuple[dict[str, Any], dict[str, Tensor]]]:
+    """Every network's config.json and its tensors."""
+    parts: dict[str, Component] = {"unet": pipeline.generator.unet, "vae": pipeline.autoencoder}
+    found = {
+        name: ({"_class_name": part.diffusers_class} | part.config.model_dump(mode="json"), part.state_dict())
+        for name, part in parts.items()
+    }
+    text = pipeline.text_encoder
+    # Without a dtype transformers takes the file's, and a stock pipeline mixes half with its own float32.
+    return found | {"text_encoder": (text.file_config() | {"dtype": "float32"}, text.named_tensors())}
+
+
+def from_folder(pipeline: Pipeline, place: Path, variant: str | None) -> Stored:
+    """What a folder holds, of which `pipeline` is in float32."""
+    text = pipeline.text_encoder
+    if text.classes["text_encoder"][0] != "transformers":
+        raise ValueError(f"{place / 'text_encoder'}: {type(text).__name__} is no text encoder that others can read")
+    found = networks(pipeline)
+    of = {name: variant if variant in weight_variants(place / name, file) else None for name, file in NETWORKS.items()}
+    parts: dict[str, type[Component]] = {"unet": UNet, "vae": AutoencoderKL}
+    for name, kind in parts.items():
+        found[name] = (found[name][0], kind.read(place / name, of[name]).state_dict())
+    with reading(of["text_encoder"]):
+        there = read_tensors(place / "text_encoder")
+    config, tensors = found["text_encoder"]
+    found["text_encoder"] = (
+        config,
+        {key: tensor.to(there[_name_in(key, there)].dtype) for key, tensor in tensors.items()},
+    )
+    defaults = pipeline.defaults if (place / OWN).is_file() else None
+    scheduler = read_json(place / "scheduler" / "scheduler_config.json")
+    return Stored(found, text.tokenizer, text.classes, scheduler, defaults)
+
+
+def _name_in(key: str, there: dict[str, Tensor]) -> str:
+    """What a text encoder's file calls a tensor."""
+    names = (key, key.removeprefix(PREFIX), TIED if key == SHARED else key)
+    return next(name for name in names if name in there)
+
+
+def check_range(stored: Stored, dtype: torch.dtype) -> None:
+    """Refuse a dtype in which finite weights become infinite."""
+    most = torch.finfo(dtype).max
+    for part, (_, tensors) in stored.networks.items():
+        for key, tensor in tensors.items():
+            if tensor.is_floating_point() and tensor.isfinite().all() and tensor.abs().amax() > most:
+                raise ValueError(f"{part}: {key} has values beyond {dtype}'s {most:g}; take --dtype bf16 or fp32")
+
+
+def write_file(stored: Stored, dst: Path, dtype: torch.dtype | None) -> None:
+    """A single file, with all that its tensors do not say in its metadata."""
+    refuse_unwritable(dst, stored.networks)
+    tokenizer = describe_tokenizer(stored.tokenizer)
+    if "files" in tokenizer:
+        say("the tokenizer is not CLIP's own: it is written into the file's metadata, where t2i alone reads it")
+    defaults = None if stored.defaults is None else stored.defaults.model_dump(mode="json", exclude_none=True)
+    if defaults is not None:
+        say(f"{OWN} is written into the file's metadata, where t2i alone reads it")
+    write_single_file(dst, stored.networks, stored.scheduler, dtype=dtype, tokenizer=tokenizer, defaults=defaults)
