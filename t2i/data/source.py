@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from t2i.data.folder import FolderSource
 from t2i.data.record import Record, Report, Source, fingerprint
-from t2i.data.scenes import ScenesSource
+from t2i.data.scenes import LEAST_PIXELS, PIXELS, ScenesSource, ScenesSubset
 from t2i.randomness import permutation
 
 __all__ = ["DataConfig", "Record", "Report", "Source", "Subset", "open_source", "split"]
@@ -18,6 +18,8 @@ MIN_SPLIT = 4
 ONLY_FOR = {
     "count": ("scenes",),
     "seed": ("scenes",),
+    "subset": ("scenes",),
+    "pixels": ("scenes",),
     "image_column": ("parquet",),
     "caption_column": ("parquet", "folder"),
     "path": ("parquet", "folder"),
@@ -35,6 +37,8 @@ class DataConfig(BaseModel):
     caption_column: str = "text"
     count: int = Field(4096, ge=1, description="scenes: how many")
     seed: int = Field(0, ge=0, description="scenes: which")
+    subset: ScenesSubset = Field("train", description="scenes: of which part of the grammar")
+    pixels: int = Field(PIXELS, ge=LEAST_PIXELS, description="scenes: side of a picture before it is resized")
     background: str = Field("white", description="colour under transparent pictures")
     max_bad_share: float = Field(0.01, ge=0, le=1, description="unreadable pictures past this share stop the run")
     exclude: str | None = Field(None, description="text file, one caption a line: these rows are left out")
@@ -115,7 +119,7 @@ def open_source(config: DataConfig, recipe_folder: str | Path | None = None) -> 
 
 def _open(config: DataConfig, recipe_folder: str | Path | None) -> Source:
     if config.source == "scenes":
-        return ScenesSource(config.count, config.seed)
+        return ScenesSource(config.count, config.seed, config.subset, config.pixels)
     assert config.path
     names = [config.path] if isinstance(config.path, str) else config.path
     paths = [_find(name, "path", recipe_folder) for name in names]
