@@ -55,8 +55,8 @@ class Cell:
 
     @property
     def config(self) -> dict[str, Any]:
-        follows: dict[str, Any] = {"in_channels": self.channels, "out_channels": self.channels, "sample_size": self.side}
-        follows["dropout"] = 0.0  # the two sides would draw different masks
+        follows = {"in_channels": self.channels, "out_channels": self.channels, "sample_size": self.side}
+        follows |= {"dropout": 0}  # the two sides would draw different masks
         return self.unet | follows | {"encoder_hid_dim": self.width, "encoder_hid_dim_type": "text_proj"}
 
 
