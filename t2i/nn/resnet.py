@@ -35,19 +35,19 @@ class ResnetBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "b i h w"], temb: Float[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b o h w"]:
-        h = self.conv1(_laid_out(F.silu(self.norm1(x)), self.conv1))
+        h = self.conv1(_laid_out(F.silu(self.norm1(x)), self.conv1.weight))
         if self.time_emb_proj is not None:
             assert temb is not None
             h = h + self.time_emb_proj(F.silu(temb))[:, :, None, None]
-        h = self.conv2(_laid_out(self.dropout(F.silu(self.norm2(h))), self.conv2))
+        h = self.conv2(_laid_out(self.dropout(F.silu(self.norm2(h))), self.conv2.weight))
         h = (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
         return h if self.output_scale == 1 else h / self.output_scale
 
 
-def _laid_out(x: Float[Tensor, "b c h w"], conv: nn.Conv2d) -> Float[Tensor, "b c h w"]:
+def _laid_out(x: Float[Tensor, "b c h w"], weight: Float[Tensor, "o c k k"]) -> Float[Tensor, "b c h w"]:
     """A small map in the layout of the weights that it meets: of two layouts a CPU makes one, weights included, which
     takes as long as the convolution. Transformers leave channels_last. Training keeps what its backward pass likes."""
-    mixed = x.device.type == "cpu" and x.shape[2] * x.shape[3] <= SMALL and conv.weight.is_contiguous()
+    mixed = x.device.type == "cpu" and x.shape[2] * x.shape[3] <= SMALL and weight.is_contiguous()
     return x.contiguous() if mixed and not torch.is_grad_enabled() else x
 
 
