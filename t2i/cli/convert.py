@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from t2i.cli.generate_options import Reading, check_dtype
+from t2i.cli.generate_options import Reading, check_dtype, parse_lora
 
 FOLDER, SINGLE = "diffusers", "single-file"
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
@@ -29,6 +29,10 @@ def convert(
         str | None, typer.Option(help="of a single file: epsilon or v_prediction; by default what it is inferred to be")
     ] = None,
     ema: Annotated[bool, typer.Option("--ema", help="of a single file: the U-Net's moving average")] = False,
+    merge_lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:WEIGHT]", help="a LoRA to add to the weights, and how many times. Repeatable"),
+    ] = None,
     variant: Annotated[str | None, typer.Option(help="of a folder's weights, as fp16; by default the plain")] = None,
     revision: Annotated[str | None, typer.Option(help="of a hub name: a branch, tag or commit")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace DST, a model or a file of one")] = False,
@@ -39,10 +43,8 @@ def convert(
         raise ValueError("--shard-size is of a folder's weights; a single file is one file: leave it out")
     from t2i.cli.convert_run import Conversion, run
 
-    run(
-        Conversion(src, dst, kind == SINGLE, name, size, Reading(variant, revision, config, prediction_type), ema),
-        overwrite,
-    )
+    how, loras = Reading(variant, revision, config, prediction_type), [parse_lora(text) for text in merge_lora or []]
+    run(Conversion(src, dst, kind == SINGLE, name, size, how, ema, tuple(loras)), overwrite)
 
 
 def choose_format(dst: Path, format: str | None) -> str:

@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from t2i.cli.models import build, describe_tokenizer, locate_model, open_model, 
 from t2i.component import PICKLES, Component, read_json, weight_variants
 from t2i.errors import RunFailed
 from t2i.generator.unet import UNet
+from t2i.interop.lora import lora_line, merge_tensors, read_lora
 from t2i.interop.pickles import read_ckpt
 from t2i.interop.single_file import Checkpoint, refuse_unwritable, write_single_file
 from t2i.pipeline import Pipeline
@@ -40,6 +42,7 @@ class Conversion:
     shard_size: int | None
     how: Reading
     ema: bool
+    loras: tuple[tuple[Path, float], ...] = ()
 
 
 def run(asked: Conversion, overwrite: bool) -> None:
@@ -89,14 +92,27 @@ def read(asked: Conversion) -> Stored:
             raise ValueError(f"{place}: is a folder, which holds one U-Net; --ema is for single files")
         pipeline = open_model(place, variant=how.variant, config=how.config, prediction=how.prediction)
         _say(pipeline)
-        return from_folder(pipeline, place, how.variant)
+        stored = from_folder(pipeline, place, how.variant)
+        merge(stored, pipeline, asked.loras)
+        return stored
     found = read_pickle(asked) if place.suffix in PICKLES else read_file(place, how.config, how.prediction, asked.ema)
     pipeline = build(found, place, how.config, None)
     _say(pipeline)
     defaults = None if found.defaults is None else pipeline.defaults
-    return Stored(
+    stored = Stored(
         networks(pipeline), pipeline.text_encoder.tokenizer, pipeline.text_encoder.classes, found.scheduler, defaults
     )
+    merge(stored, pipeline, asked.loras)
+    return stored
+
+
+def merge(stored: Stored, pipeline: Pipeline, loras: Sequence[tuple[Path, float]]) -> None:
+    """Add LoRAs to the tensors as they are stored, one after the other."""
+    tensors = {name: found for name, (_, found) in stored.networks.items()}
+    for file, weight in loras:
+        lora = read_lora(file, pipeline.networks)
+        merge_tensors(tensors, pipeline.networks, lora, weight)
+        say(lora_line(file, lora, weight))
 
 
 def _say(pipeline: Pipeline) -> None:

@@ -5,7 +5,16 @@ from typing import Annotated, Any
 
 import typer
 
-from t2i.cli.generate_options import SHIPPED, Order, Reading, check_dtype, parse_interval, parse_size, plan_orders
+from t2i.cli.generate_options import (
+    SHIPPED,
+    Order,
+    Reading,
+    check_dtype,
+    parse_interval,
+    parse_lora,
+    parse_size,
+    plan_orders,
+)
 
 
 def generate(
@@ -68,6 +77,9 @@ def generate(
     embedding: Annotated[
         list[Path] | None, typer.Option(help="a textual inversion; its token is the file's name. Repeatable")
     ] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(metavar="FILE[:WEIGHT]", help="a LoRA, and how many times. Repeatable")
+    ] = None,
     vae: Annotated[
         Path | None, typer.Option(help="another VAE: a folder, or a safetensors file of its weights")
     ] = None,
@@ -105,7 +117,8 @@ def generate(
         "guidance_rescale": guidance_rescale, "guidance_interval": parse_interval(guidance_interval),
         "clip_skip": clip_skip, "prompt_syntax": prompt_syntax, "long_prompts": long_prompts,
         "variation_seed": variation_seed, "variation_strength": variation_strength, "image": init_image, "mask": mask,
-        "vae": vae, "embeddings": embedding or None, "vae_tile": vae_tile, "attention": attention,
+        "vae": vae, "embeddings": embedding or None, "loras": [parse_lora(text) for text in lora or []] or None,
+        "vae_tile": vae_tile, "attention": attention,
         "dtype": check_dtype(dtype),
     }  # fmt: skip
     order = Order(prompts or [], {name: value for name, value in given.items() if value is not None})

@@ -6,6 +6,7 @@ import math
 import re
 import secrets
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,11 @@ def _as_picture(order: Order, path: Path, model: Path | None) -> tuple[Order, Pa
     options |= {name: settings[name] for name in ("vae_tile", "attention") if name in settings}
     if "embeddings" in settings and "embeddings" not in order.options:
         options["embeddings"] = [_file(path, "--embedding", *known) for known in settings["embeddings"]]
+    if "loras" in settings and "loras" not in order.options:
+        from t2i.interop.lora import lora_files
+
+        known = settings["loras"]
+        options["loras"] = [(_file(path, "--lora", name, digest, lora_files), w) for name, digest, w in known]
     for name, flag in FILES.items():
         if name in settings and name not in order.options:
             options[name] = _file(path, flag, settings[name], settings[f"{name}_sha256"])
@@ -163,14 +169,15 @@ def _as_picture(order: Order, path: Path, model: Path | None) -> tuple[Order, Pa
     if model is None and ours and settings.get("model") != find_model(None).resolve().name:
         raise ValueError(f"{path}: was made with the model {settings.get('model')!r}; give it with -m FOLDER")
     made_with = {"file": str(path), "model_sha256": settings.get("model_sha256") if ours else None}
+    made_with["prediction_type"] = settings.get("prediction_type")
     merged = options | order.options
     return replace(order, prompts=order.prompts or prompts, options=merged, made_with=made_with), model
 
 
-def _file(picture: Path, flag: str, name: str, digest: str) -> Path:
+def _file(picture: Path, flag: str, name: str, digest: str, files: Callable[[Path], list[Path]] | None = None) -> Path:
     """A file that a picture was made with: in the current folder or beside the picture, known by its bytes."""
     for place in (Path(name), picture.parent / name):
-        if place.exists() and sha256(*weights_of(place)) == digest:
+        if place.exists() and sha256(*(files or weights_of)(place)) == digest:
             return place
     raise ValueError(
         f"{picture}: was made with {name!r} (sha256 {digest[:12]}...), which is neither here nor beside it; "
@@ -195,6 +202,20 @@ def parse_size(size: str | None) -> tuple[int | None, int | None]:
     if not found:
         raise ValueError(f"--size = {size!r} is not WxH, for example 64x64")
     return int(found[1]), int(found[2])
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """The file and the weight of "FILE:WEIGHT"; 1 where there is none."""
+    name, colon, number = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    if not abs(weight) <= 1000:
+        raise ValueError(f"{text!r} is not FILE or FILE:WEIGHT with a weight in -1000..1000, for example {name}:0.8")
+    return Path(name), weight
 
 
 def parse_interval(interval: str | None) -> list[float] | None:

@@ -18,6 +18,7 @@ from t2i.cli.generate_request import only, request_of, settings_key, settings_of
 from t2i.cli.models import hashed_files, locate_model, open_model, read_vae
 from t2i.data.grid import picture_grid
 from t2i.errors import RunFailed
+from t2i.interop.lora import lora_files, merge_lora
 from t2i.nn.attention import set_attention_backend
 from t2i.pipeline import Pipeline
 from t2i.pipeline.job import Job, Resolved
@@ -165,14 +166,15 @@ def _open(session: Session, order: Order) -> tuple[Pipeline, dict[str, Any]]:
     device = session.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = options.get("dtype", "float32")
     place = locate_model(model, variant=how.variant, revision=how.revision)
-    pipeline = open_model(place, variant=how.variant, config=how.config, prediction=how.prediction)
+    prediction = how.prediction or (order.made_with.get("prediction_type") if place.is_file() else None)
+    pipeline = open_model(place, variant=how.variant, config=how.config, prediction=prediction)
     for line in pipeline.report:
         say(f"model: {line}")
     name = model.resolve().name if model.is_dir() else model.name if model.is_file() else str(model)
     digest = sha256(*hashed_files(place, how.variant))
     made_by = {"model": name, "model_sha256": digest, "dtype": dtype, "rng": "cpu"}
     made_by |= {} if how.config is None else {"model_config": how.config.resolve().name}
-    made_by |= {} if how.prediction is None else {"prediction_type": how.prediction}
+    made_by |= {} if prediction is None else {"prediction_type": prediction}
     if options.get("vae") is not None:
         pipeline = _with_vae(pipeline, options["vae"])
         made_by |= {"vae": options["vae"].name, "vae_sha256": sha256(*weights_of(options["vae"]))}
@@ -181,6 +183,10 @@ def _open(session: Session, order: Order) -> tuple[Pipeline, dict[str, Any]]:
         say(add_embedding(pipeline.text_encoder, file))
     if embeddings:
         made_by["embeddings"] = [[file.name, sha256(file)] for file in embeddings]
+    for file, weight in (loras := options.get("loras", [])):
+        say(merge_lora(pipeline.networks, file, weight))
+    if loras:
+        made_by["loras"] = [[file.resolve().name, sha256(*lora_files(file)), weight] for file, weight in loras]
     pipeline.to(device, getattr(torch, dtype))
     if (tile := options.get("vae_tile")) is not None:
         pipeline.enable_vae_tiling(tile)

@@ -53,10 +53,18 @@ def load_lora(networks: Networks, path: str | Path, weight: float = 1.0, name: s
     return name
 
 
-def merge_lora(networks: Networks, path: str | Path, weight: float = 1.0) -> None:
-    """Add a LoRA, `weight` times, to the weights of the networks."""
-    for component, adapter in read_lora(path, networks).items():
+def merge_lora(networks: Networks, path: str | Path, weight: float = 1.0) -> str:
+    """Add a LoRA, `weight` times, to the weights of the networks; what was added, in a line."""
+    lora = read_lora(path, networks)
+    for component, adapter in lora.items():
         merge_adapter(network_of(networks[component]), adapter, weight)
+    return lora_line(path, lora, weight)
+
+
+def lora_line(path: str | Path, lora: Lora, weight: float) -> str:
+    """What a LoRA changes, in a line."""
+    layers = " and ".join(f"{len(lora[component])} of {component}" for component in COMPONENTS if component in lora)
+    return f"{path}: layers changed: {layers}, {weight:g} times"
 
 
 def merge_tensors(

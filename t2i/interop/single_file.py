@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from t2i.autoencoder.kl import AutoencoderKL
-from t2i.component import PICKLES, Component, aligned, check_keys, few_tensors, open_safetensors
+from t2i.component import PICKLES, WEIGHTS, Component, aligned, check_keys, few_tensors, open_safetensors
 from t2i.generator.unet import UNet
 from t2i.interop import keys_text
 from t2i.interop.families import refuse_other_families
@@ -152,9 +153,9 @@ def refuse_unwritable(path: Path, components: Components) -> None:
 def open_single_file(path: Path) -> Iterator[tuple[Any, dict[str, Shape]]]:
     """A safetensors file, open, and the shapes in it; nothing is read before it is asked for."""
     if path.suffix in PICKLES:
+        command = ["t2i", "convert", str(path), str(path.with_suffix(WEIGHTS))]
         raise ValueError(
-            f"{path}: a pickle, which can run code; `t2i convert {path.name} {path.stem}.safetensors` reads its "
-            "tensors alone (weights_only=True)"
+            f"{path}: a pickle, which can run code; `{shlex.join(command)}` reads its tensors alone (weights_only=True)"
         )
     if not path.is_file():
         raise ValueError(f"{path}: no such file")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from t2i.autoencoder.kl import AutoencoderKL
 from t2i.autoencoder.tiles import check_tile
@@ -19,6 +19,7 @@ from t2i.diffusion.schedule import Level
 from t2i.diffusion.solvers import parse_solver
 from t2i.generator.latent_diffusion import LatentDiffusion
 from t2i.generator.scheduler_config import SchedulerConfig
+from t2i.nn.lora import refuse_carried
 from t2i.pipeline import request as ask
 from t2i.pipeline.decode import Coder, check_finite
 from t2i.pipeline.encode import encode, texts_of
@@ -81,6 +82,8 @@ class Pipeline:
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a folder that `from_pretrained` and stock diffusers load, weights in `dtype` if given."""
+        for network in (self.generator.unet, self.text_encoder.tower):
+            refuse_carried(network, "merge it into the weights, or take it off, before they are saved")
         save(Parts(self.text_encoder, self.generator, self.autoencoder, self.scheduler, self.defaults), folder, dtype)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
@@ -105,6 +108,11 @@ class Pipeline:
     def device(self) -> torch.device:
         """Where the U-Net is."""
         return next(self.generator.unet.parameters()).device
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """What a LoRA changes, by component."""
+        return {"unet": self.generator.unet, "text_encoder": self.text_encoder}
 
     def __call__(
         self,

@@ -11,6 +11,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 
 from t2i.component import check_keys, few_tensors, read_json
 from t2i.conditioning import Conditioning
+from t2i.nn.lora import refuse_carried
 from t2i.text.base import TextEncoder
 from t2i.text.files import find_folders, read_tensors
 from t2i.text.sizes import make_config
@@ -89,6 +90,7 @@ class CLIPTextEncoder(TextEncoder):
             return self
         if not 1 <= n <= layers:
             raise ValueError(f"clip skip = {n}: the text encoder has {layers} layers; allowed are 1 (none) to {layers}")
+        refuse_carried(self.tower, "it is read at its last layer only; merge the LoRA, or leave clip skip out")
         config = copy.deepcopy(self.config)
         state = shallow(config, self.named_tensors(), layers - n + 1)
         return self.build(config, state, copy.deepcopy(self.tokenizer), "clip skip", self.max_tokens)

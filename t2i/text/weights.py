@@ -71,6 +71,8 @@ def refuse_unknown(text: str) -> None:
                 f"prompt: [{inner}] is prompt editing, which is not supported: write one text, or \\[ for a bracket"
             )
     if extra := re.search(r"<(?:lora|lyco|hypernet):", text):
-        raise ValueError(f"prompt: {extra[0]}..> in a prompt is not supported: take it out")
+        raise ValueError(
+            f"prompt: {extra[0]}..> in a prompt is not supported: take it out, and give a LoRA with --lora"
+        )
     if re.search(r"\bAND\b", text):
         raise ValueError("prompt: AND (composed prompts) is not supported: write it in small letters")

@@ -52,6 +52,15 @@ def test_a_single_file_draws_what_the_folder_draws(t2i, model, tmp_path):
     of_file, of_folder = (read_settings(tmp_path / out / "00000-1.png") for out in ("file", "folder"))
     digest = hashlib.sha256((tmp_path / "one.safetensors").read_bytes()).hexdigest()
     assert of_file == of_folder | {"model": "one.safetensors", "model_sha256": digest}
+    # What a file does not say of itself is in the picture.
+    asked = ("generate", "a red circle", "--steps", 2, "--seed", 2, "-m", "one.safetensors")
+    assert t2i(*asked, "-o", "v", "--prediction-type", "v")[0] == 0
+    code, _, err = t2i("generate", "--from", "v/00000-2.png", "-m", "one.safetensors", "-o", "again")
+    assert code == 0 and "not taken over" not in err and "prediction v_prediction: as asked for" in err
+    first, again = ((tmp_path / out / "00000-2.png").read_bytes() for out in ("v", "again"))
+    assert first == again
+    assert t2i(*asked, "-o", "x0", "--prediction-type", "sample")[0] == 0
+    assert (tmp_path / "x0" / "00000-2.png").read_bytes() != first
     ours, other = (
         open_model(place)("a red circle", seeds=1, output_type="latent") for place in (model, "one.safetensors")
     )
@@ -87,8 +96,10 @@ def test_a_hub_that_does_not_answer_is_bad_input(t2i, monkeypatch):
 def test_a_vae_by_the_original_codes_names(model, tmp_path):
     pipeline = open_model(model)
     vae = make_pipeline(unet=PLAIN).autoencoder
+    bias = vae.decoder.conv_out.bias
+    assert bias is not None
     with torch.no_grad():
-        vae.decoder.conv_out.bias.add_(0.5)
+        bias.add_(0.5)
     state = send(vae_places(vae.config, vae.state_dict(), ""), vae.state_dict())
     for prefix in ("", "first_stage_model."):
         file = tmp_path / "vae.safetensors"

@@ -2,12 +2,12 @@
 
 import re
 import warnings
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import peft
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft.utils import get_peft_model_state_dict
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from t2i.interop.lora import Lora, load_lora, lora_name, merge_lora, merge_tensors, read_lora
 from t2i.interop.lora_names import network_of
-from t2i.interop.lora_write import write_lora
+from t2i.interop.lora_write import Dialect, write_lora
 from t2i.nn.lora import LoraConfig, LoraLayer, add_lora, carried, lora_state, remove_lora, set_lora_weights
 from t2i.pipeline import Pipeline
 
@@ -55,14 +55,12 @@ def ours_drawn(pair):
 
 
 def stock_drawn(pair):
-    import diffusers
-
-    scheduler = diffusers.DDIMScheduler.from_config(pair.stock.scheduler.config)
+    scheduler = DDIMScheduler.from_config(pair.stock.scheduler.config)
     pipeline = StableDiffusionPipeline(
         **pair.stock.components | {"scheduler": scheduler}, requires_safety_checker=False
     )
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline(
+    return cast(Any, pipeline)(
         PROMPT,
         negative_prompt="",
         num_inference_steps=STEPS,
@@ -208,11 +206,10 @@ def test_peft_reads_ours_and_we_read_its(pair, tmp_path):
     write_lora(tmp_path / "ours", lora, pair.networks, "peft")
     for name in ("unet", "text_encoder"):
         model = peft.PeftModel.from_pretrained(getattr(pair.stock, name), str(tmp_path / "ours" / name))
-        found = model.get_base_model()
+        found: Any = model.get_base_model()
         try:
             for layer, change in lora[name].items():
                 assert apart(found.get_submodule(layer).get_delta_weight("default"), change.delta()) <= 1e-6, layer
-            model.peft_config["default"].use_rslora = False
             model.save_pretrained(str(tmp_path / "theirs" / name))
         finally:
             model.unload()
@@ -256,7 +253,7 @@ def older(key, rule):
 def file(pair, tmp_path):
     """A function that writes kohya's file with its tensors changed."""
 
-    def write(change, dialect="kohya"):
+    def write(change, dialect: Dialect = "kohya"):
         path = tmp_path / "x.safetensors"
         write_lora(path, drawn_lora(pair.networks, {"unet": LoraConfig()}), pair.networks, dialect)
         state = load_file(path)
@@ -267,7 +264,7 @@ def file(pair, tmp_path):
     return write
 
 
-def put(key, like="x"):
+def put(key):
     return lambda state: state.update({key: torch.ones(2, 2)})
 
 

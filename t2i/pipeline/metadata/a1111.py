@@ -1,7 +1,8 @@
 """A1111's text of settings: the prompt, `Negative prompt: ...`, and a last line of `Key: value, ...` pairs.
 
 The text alone cannot tell a prompt's own line "Negative prompt: x" from the negative prompt, and trims every line.
-Only for such prompts the last line also holds `t2i prompt` and `t2i negative prompt`, JSON strings that count.
+Only for such prompts, and where `<lora:NAME:WEIGHT>` is said in it, the last line also holds `t2i prompt` and
+`t2i negative prompt`, JSON strings that count.
 """
 
 import json
@@ -42,7 +43,11 @@ def to_a1111(settings: dict[str, Any]) -> str:
     pairs = {KEYS[field]: value for field, value in _labelled(settings).items()} | {"Version": "t2i"}
     assert len(pairs) >= 3, "the last line is known by three pairs"
     line = ", ".join(f"{key}: {_quoted(value)}" for key, value in pairs.items())
-    shown = [prompts["prompt"], *([f"{NEGATIVE} {prompts['negative']}"] if prompts["negative"] else []), line]
+    shown = [
+        prompts["prompt"] + _tags(settings),
+        *([f"{NEGATIVE} {prompts['negative']}"] if prompts["negative"] else []),
+        line,
+    ]
     written = "\n".join(shown).replace("\0", "")  # which no text in a PNG may hold
     if _prompts(_cut(written)[0]) != prompts:
         for name, key in EXACT.items():
@@ -73,6 +78,12 @@ def from_a1111(written: str, exact: dict[str, str] = EXACT) -> PngSettings:
         if not ours and value and (key, value) not in MEANINGLESS:
             ignored.append(f"{key} = {short(value)}")
     return PngSettings(checked(found, names), "a1111", written, ignored)
+
+
+def _tags(settings: dict[str, Any]) -> str:
+    """The LoRA as A1111 has them at the end of a prompt."""
+    names = ((name.removesuffix(".safetensors"), weight) for name, _, weight in settings.get("loras") or [])
+    return "".join(f" <lora:{name}:{weight:g}>" for name, weight in names)
 
 
 def _labelled(settings: dict[str, Any]) -> dict[str, Any]:

@@ -123,6 +123,12 @@ def _embeddings(value: Any) -> list[Any]:
     return [[_file(name), _hex(64)(digest)] for name, digest in value]
 
 
+def _loras(value: Any) -> list[Any]:
+    if not isinstance(value, list) or not all(isinstance(entry, list) and len(entry) == 3 for entry in value):
+        raise ValueError("is not a list of files, their sha256 and their weights")
+    return [[_file(name), _hex(64)(digest), Number(-1000, 1000)(weight)] for name, digest, weight in value]
+
+
 _LARGEST_SEED = 2**63 - 1
 FIELDS: dict[str, Callable[[Any], Any]] = {
     "prompt": text,
@@ -131,6 +137,7 @@ FIELDS: dict[str, Callable[[Any], Any]] = {
     "cfg": Number(0, 1000),
     "solver": _one_of(*LABELS),
     "sigmas": _one_of(*SIGMAS),
+    "prediction_type": _one_of("epsilon", "v_prediction", "sample", "eps", "v"),
     "spacing": _one_of("leading", "linspace", "trailing"),
     "eta": Number(0, 1),
     "seed": Number(0, _LARGEST_SEED, whole=True),
@@ -147,6 +154,7 @@ FIELDS: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(FILES, _file),
     **{f"{name}_sha256": _hex(64) for name in FILES},
     "embeddings": _embeddings,
+    "loras": _loras,
     "vae_tile": Number(1, 2**16, whole=True),
     "attention": _one_of("sdpa", "xformers"),
     "model": text,
