@@ -1,11 +1,10 @@
 """Residual blocks and changes of resolution."""
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-SMALL = 64  # pixels of a map
+from t2i.nn.layout import laid_out
 
 
 class ResnetBlock(nn.Module):
@@ -35,20 +34,13 @@ class ResnetBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "b i h w"], temb: Float[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b o h w"]:
-        h = self.conv1(_laid_out(F.silu(self.norm1(x)), self.conv1.weight))
+        h = self.conv1(laid_out(F.silu(self.norm1(x)), self.conv1.weight))
         if self.time_emb_proj is not None:
             assert temb is not None
             h = h + self.time_emb_proj(F.silu(temb))[:, :, None, None]
-        h = self.conv2(_laid_out(self.dropout(F.silu(self.norm2(h))), self.conv2.weight))
+        h = self.conv2(laid_out(self.dropout(F.silu(self.norm2(h))), self.conv2.weight))
         h = (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
         return h if self.output_scale == 1 else h / self.output_scale
-
-
-def _laid_out(x: Float[Tensor, "b c h w"], weight: Float[Tensor, "o c k k"]) -> Float[Tensor, "b c h w"]:
-    """A small map in the layout of the weights that it meets: of two layouts a CPU makes one, weights included, which
-    takes as long as the convolution. Transformers leave channels_last. Training keeps what its backward pass likes."""
-    mixed = x.device.type == "cpu" and x.shape[2] * x.shape[3] <= SMALL and weight.is_contiguous()
-    return x.contiguous() if mixed and not torch.is_grad_enabled() else x
 
 
 class Downsample(nn.Module):

@@ -19,6 +19,7 @@ from t2i.diffusion.schedule import Level
 from t2i.diffusion.solvers import parse_solver
 from t2i.generator.latent_diffusion import LatentDiffusion
 from t2i.generator.scheduler_config import SchedulerConfig
+from t2i.nn.layout import lay_out
 from t2i.nn.lora import refuse_carried
 from t2i.pipeline import request as ask
 from t2i.pipeline.decode import Coder, check_finite
@@ -206,6 +207,7 @@ class Pipeline:
 
     def run(self, job: Job, output_type: str = "pil", callback: StepEnd | None = None) -> Iterator[Any]:
         """The pictures, a batch at a time."""
+        lay_out(self.generator.unet, job.height * job.width // self.autoencoder.factor**2)
         for first, last in job.batches:
             latents = self._sample(job, first, last, callback)
             if output_type == "latent":
