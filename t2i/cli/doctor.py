@@ -7,16 +7,16 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-OK, NOTE, BAD = "ok", "note", "bad"
+from t2i.cli.doctor_check import BAD, NOTE, OK, Check, Checks, cause_of, size
+
 MARKS = {OK: "  ok  ", NOTE: " note ", BAD: " BAD  "}
 COLUMNS = 80
 ATTENTION = ("sdpa", "xformers")
@@ -30,19 +30,6 @@ MODULES = {
     "open_clip": ("open_clip_torch", ""),
     "xformers": ("xformers", "xformers"),
 }
-
-
-@dataclass(frozen=True)
-class Check:
-    """One finding; `way_out` is what to do about a bad one."""
-
-    name: str
-    status: str
-    text: str
-    way_out: str = ""
-
-
-Checks = Iterator[Check]
 
 
 def doctor(
@@ -224,13 +211,3 @@ def folder_size(folder: Path) -> int:
             with suppress(FileNotFoundError):  # of a download that ends meanwhile
                 found += 0 if (path := Path(place, name)).is_symlink() else path.stat().st_size
     return found
-
-
-def size(count: int) -> str:
-    """Bytes for people."""
-    return f"{count / 1e9:.1f} GB" if count >= 10**8 else f"{count / 1e6:.1f} MB"
-
-
-def cause_of(error: Exception) -> str:
-    """An error's class and first line."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

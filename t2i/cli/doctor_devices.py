@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from t2i.cli.doctor import BAD, NOTE, OK, Check, Checks, cause_of, size
+from t2i.cli.doctor_check import BAD, NOTE, OK, Check, Checks, cause_of, size
 from t2i.cli.generate_options import SHIPPED, find_model
 from t2i.nn.attention import BACKENDS, Attention, set_attention_backend
 

@@ -17,7 +17,7 @@ from PIL import Image
 from t2i.cli.generate_options import Order, say
 from t2i.cli.generate_request import request_of, settings_key, settings_of
 from t2i.cli.generate_run import Session, _as_flags, _open
-from t2i.cli.grid import Axis
+from t2i.cli.grid_axes import Axis
 from t2i.data.decode import UnreadableImage, decode
 from t2i.errors import RunFailed
 from t2i.pipeline import Pipeline

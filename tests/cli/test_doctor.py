@@ -9,7 +9,8 @@ import torch
 
 from t2i.__main__ import main
 from t2i.cli import doctor, doctor_devices
-from t2i.cli.doctor import BAD, COLUMNS, NOTE, OK, Check, check_packages, folder_size, least_versions, shown
+from t2i.cli.doctor import COLUMNS, check_packages, folder_size, least_versions, shown
+from t2i.cli.doctor_check import BAD, NOTE, OK, Check
 from t2i.cli.doctor_devices import check_attention, check_device, check_shipped, computes
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.tiny import make_pipeline
 
 from t2i.__main__ import main
-from t2i.cli.grid import parse_axis
+from t2i.cli.grid_axes import parse_axis
 from t2i.pipeline import Pipeline
 from t2i.pipeline.outputs import Pictures, read_settings
 from t2i.pipeline.sheet import Sheet
