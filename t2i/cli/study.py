@@ -9,14 +9,12 @@ from typing import Annotated
 import typer
 
 from t2i.cli.generate_options import SHIPPED, find_model, say
+from t2i.cli.study_runs import report, text_encoder
 
 app = typer.Typer(help="Experiments with a model: numbers with intervals, and a picture.", no_args_is_help=True)
 Option = typer.Option
-
-
-@app.callback()
-def _group() -> None:
-    """Keep a group of one verb a group."""
+app.command("text-encoder")(text_encoder)
+app.command("report")(report)
 
 
 @app.command("sigma")

@@ -1,0 +1,1 @@
+"""Studies: trainings and their evaluations as one resumable experiment, and its report."""

@@ -1,0 +1,157 @@
+"""What a study's rows come to: whether the set-up sees an effect, and slopes per decade with seeds as the unit."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, variance
+
+from t2i.evaluation.bound import student
+from t2i.study.table import Number, Results
+
+LEAST = 5.0  # standard errors that the two ends of the sensitivity check have to be apart
+FD, INFO = "fd", "caption_info"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over `seeds` and its 95% Student interval, which one seed does not have."""
+
+    value: float
+    seeds: int
+    half: float | None
+
+    @property
+    def low(self) -> float | None:
+        return None if self.half is None else self.value - self.half
+
+    @property
+    def high(self) -> float | None:
+        return None if self.half is None else self.value + self.half
+
+    @property
+    def sign(self) -> int:
+        """-1 or 1 where the interval lies on one side of 0, else 0."""
+        if self.half is None or abs(self.value) <= self.half:
+            return 0
+        return 1 if self.value > 0 else -1
+
+
+def over_seeds(values: Sequence[float]) -> Interval:
+    """mean +- t_{k-1} s / sqrt(k)."""
+    k = len(values)
+    half = student(k - 1) * math.sqrt(variance(values) / k) if k > 1 else None
+    return Interval(fmean(values), k, half)
+
+
+@dataclass(frozen=True)
+class Apart:
+    """How far two encoders are from each other: `ratio` standard errors, positive where `sees` is better."""
+
+    metric: str
+    sees: float
+    blind: float
+    se: float
+    seeds: tuple[int, int]
+
+    @property
+    def ratio(self) -> float:
+        better = self.blind - self.sees if self.metric == FD else self.sees - self.blind
+        return better / self.se if self.se else math.copysign(math.inf, better) if better else 0.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """A size on an axis: an encoder or a U-Net, its parameters, and its numbers by training seed."""
+
+    name: str
+    parameters: int
+    numbers: dict[int, Number]
+
+    @property
+    def mean(self) -> Interval:
+        return over_seeds([number.value for number in self.numbers.values()])
+
+
+def metric_at(results: Results, metric: str) -> float | None:
+    """The guidance at which a metric is compared; the bound knows none."""
+    if metric in (INFO, "caption_margin", "vlb"):
+        return None
+    return results.study["at_fd"] if metric == FD else results.study["at"]
+
+
+def points(results: Results, axis: str, metric: str) -> dict[str, list[Point]]:
+    """The sizes of an axis ("encoder" or "unet") by their family, ascending; controls are of the family ""."""
+    found: dict[tuple[str, str], Point] = {}
+    for name, about in results.runs.items():
+        number = results.find(name, metric, metric_at(results, metric))
+        if number is None or axis not in about.get("axes", "").split("+"):
+            continue
+        family = (about["family"] or "") if axis == "encoder" else "U-Nets"
+        key = (family, about[axis])
+        point = found.setdefault(key, Point(about[axis], about[f"{axis}_parameters"], {}))
+        point.numbers[about["train_seed"]] = number
+    families: dict[str, list[Point]] = {}
+    for (family, _), point in found.items():
+        families.setdefault(family, []).append(point)
+    return {family: sorted(group, key=lambda p: p.parameters) for family, group in families.items()}
+
+
+def slopes_by_seed(group: Sequence[Point]) -> dict[int, float]:
+    """Each seed's own least-squares slope per decade of parameters, over the sizes that it was trained at."""
+    found = {}
+    for seed in sorted({seed for point in group for seed in point.numbers}):
+        mine = [(math.log10(p.parameters), p.numbers[seed].value) for p in group if seed in p.numbers]
+        x0, y0 = (fmean(pair[i] for pair in mine) for i in (0, 1))
+        spread = sum((x - x0) ** 2 for x, _ in mine)
+        if spread > 0:
+            found[seed] = sum((x - x0) * (y - y0) for x, y in mine) / spread
+    return found
+
+
+def slope(group: Sequence[Point]) -> Interval | None:
+    """The mean of the seeds' slopes; None where no seed has two sizes."""
+    found = slopes_by_seed(group)
+    return over_seeds(list(found.values())) if found else None
+
+
+def slope_difference(ours: Sequence[Point], theirs: Sequence[Point]) -> Interval | None:
+    """ours - theirs, seed by seed: a seed begins from the same network and sees the same data and noise."""
+    a, b = slopes_by_seed(ours), slopes_by_seed(theirs)
+    shared = sorted(a.keys() & b.keys())
+    return over_seeds([a[seed] - b[seed] for seed in shared]) if shared else None
+
+
+def apart(results: Results, metric: str) -> Apart | None:
+    """The two encoders of the sensitivity check; None while one of them is not there.
+
+    se^2 of a side = s^2 / k over its k seeds + the mean of its runs' own, as all seeds draw the same captions.
+    """
+    pair = results.study["sensitivity"]
+    sides = [_numbers(results, pair[key], metric) for key in ("sees", "blind")]
+    if not all(sides):
+        return None
+    means = [fmean(n.value for n in side) for side in sides]
+    squares = [_squared_error(side) for side in sides]
+    return Apart(metric, means[0], means[1], math.sqrt(sum(squares)), (len(sides[0]), len(sides[1])))
+
+
+def _numbers(results: Results, encoder: str, metric: str) -> list[Number]:
+    groups = points(results, "encoder", metric).values()
+    return [n for group in groups for p in group if p.name == encoder for n in p.numbers.values()]
+
+
+def _squared_error(side: Sequence[Number]) -> float:
+    within = fmean((number.se or 0.0) ** 2 for number in side)
+    return within + (variance([n.value for n in side]) / len(side) if len(side) > 1 else 0.0)
+
+
+def differ(a: Point, b: Point) -> Interval | None:
+    """a - b over the seeds that both have."""
+    shared = sorted(a.numbers.keys() & b.numbers.keys())
+    return over_seeds([a.numbers[s].value - b.numbers[s].value for s in shared]) if shared else None
+
+
+def sensitive(results: Results) -> bool:
+    """Whether the set-up sees an effect, in alignment and in distance: before that nothing is said of size."""
+    found = [apart(results, metric) for metric in (results.study["alignment"], FD)]
+    return all(side is not None and side.ratio >= LEAST for side in found)

@@ -1,0 +1,113 @@
+"""A study's rows as small files that are kept in a repository: results.csv, and study.json with what rows share."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from t2i.component import read_json
+from t2i.evaluation.rows import Row
+from t2i.study.files import save_json, save_text
+
+SCHEMA = 1
+COLUMNS = ("run", "metric", "cfg", "value", "se", "ci_low", "ci_high", "n", "hits", "protocol")
+OF_THE_RUN = {"model", "text_encoder", "seeds", "guidance", "n"}  # of a protocol's fields
+
+
+@dataclass(frozen=True)
+class Number:
+    """A line of results.csv; `row` is its number there, from 1, `protocol` that of what it shares with others."""
+
+    row: int
+    run: str
+    metric: str
+    cfg: float | None
+    value: float
+    se: float | None
+    ci95: tuple[float, float] | None
+    n: int
+    protocol: int
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that a report is made of."""
+
+    numbers: tuple[Number, ...]
+    protocols: list[dict[str, Any]]
+    runs: dict[str, dict[str, Any]]  # what each was, took and is called by its hashes
+    study: dict[str, Any]
+
+    def find(self, run: str, metric: str, cfg: float | None = None) -> Number | None:
+        """The number of a run, at a guidance where it was drawn."""
+        return next((x for x in self.numbers if (x.run, x.metric, x.cfg) == (run, metric, cfg)), None)
+
+
+def write_results(rows: Sequence[Row], runs: dict[str, dict[str, Any]], study: dict[str, Any], folder: Path) -> None:
+    """results.csv and study.json, each whole or not at all."""
+    protocols: list[dict[str, Any]] = []
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    runs = {name: dict(about) for name, about in runs.items()}
+    for row in rows:
+        name = str(row.extra["run"])
+        shared = row.protocol.model_dump(mode="json", exclude=OF_THE_RUN, exclude_none=True)
+        if shared not in protocols:
+            protocols.append(shared)
+        about = runs.setdefault(name, {"anchor": row.extra.get("anchor"), "commit": row.extra.get("commit")})
+        about |= {key: value for key in ("model", "text_encoder", "seeds") if (value := getattr(row.protocol, key))}
+        low, high = row.ci95 or (None, None)
+        cells = [name, row.metric, row.protocol.guidance, row.value, row.se, low, high, row.protocol.n]
+        writer.writerow([_cell(c) for c in (*cells, row.extra.get("hits"), protocols.index(shared))])
+    save_text(text.getvalue(), folder / "results.csv")
+    save_json({"schema_version": SCHEMA, "protocols": protocols, "runs": runs, "study": study}, folder / "study.json")
+
+
+def _cell(value: Any) -> Any:
+    return "" if value is None else f"{value:.7g}" if isinstance(value, float) else value
+
+
+def read_results(folder: str | Path) -> Results:
+    """The rows in a folder; one metric under two protocols is refused."""
+    folder = Path(folder)
+    head = read_json(folder / "study.json")
+    if head.get("schema_version") != SCHEMA:
+        raise ValueError(f"{folder / 'study.json'}: schema_version = {head.get('schema_version')}, not {SCHEMA}")
+    path = folder / "results.csv"
+    try:
+        lines = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf8"))))
+        numbers = tuple(_number(k, line) for k, line in enumerate(lines, 1))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file: a study writes it beside study.json") from None
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: no table of a study's rows ({error!r})") from None
+    _check_alike(numbers, head["protocols"], path)
+    order = {name: k for k, name in enumerate(head["study"]["planned"])}
+    runs = dict(sorted(head["runs"].items(), key=lambda item: order.get(item[0], len(order))))
+    return Results(numbers, head["protocols"], runs, head["study"])
+
+
+def _number(k: int, line: dict[str, str]) -> Number:
+    def maybe(name: str) -> float | None:
+        return float(line[name]) if line[name] else None
+
+    low, high = maybe("ci_low"), maybe("ci_high")
+    ci95 = None if low is None or high is None else (low, high)
+    value, n, protocol = float(line["value"]), int(line["n"]), int(line["protocol"])
+    return Number(k, line["run"], line["metric"], maybe("cfg"), value, maybe("se"), ci95, n, protocol)
+
+
+def _check_alike(numbers: Sequence[Number], protocols: list[dict[str, Any]], path: Path) -> None:
+    """Numbers of unlike protocols never share a figure; floors and ceilings were drawn by no solver."""
+    first: dict[tuple[str, bool], int] = {}
+    for number in numbers:
+        other = first.setdefault((number.metric, number.cfg is None), number.protocol)
+        ours, theirs = protocols[number.protocol], protocols[other]
+        if unlike := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
+            raise ValueError(
+                f"{path}: {number.metric} of {number.run} has {unlike[0]} = {ours.get(unlike[0])}, others "
+                f"{theirs.get(unlike[0])}: they do not stand in one figure"
+            )
