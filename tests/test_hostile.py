@@ -5,7 +5,6 @@ import random
 import resource
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from hostile import (
     PIXELS,
     SETTINGS,
+    attempt,
     damaged,
     hostile_pngs,
     hostile_safetensors,
@@ -39,18 +39,6 @@ from t2i.text.encoder import load_text_encoder
 from t2i.text.inversion import add_embedding
 
 MOST_MEMORY = 300 * 2**20  # more than before, whatever is read
-
-
-def attempt(read, *arguments):
-    """(what was read, None) or (None, the reason): nothing else may be raised, within a second of this process."""
-    start = time.process_time()
-    try:
-        found, reason = read(*arguments), None
-    except ValueError as error:
-        found, reason = None, str(error)
-    assert time.process_time() - start < 1
-    assert reason is None or (reason.strip() and len(reason) < 5000)
-    return found, reason
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 import typer
 
-from t2i.cli import convert, doctor, generate, grid, pnginfo, study, train
+from t2i.cli import convert, data, doctor, evaluate, finetune, generate, grid, pnginfo, recipes, study, train
 
 app = typer.Typer(
     help="Train the three components of a latent text-to-image pipeline, and generate pictures from prompts.",
@@ -12,9 +12,13 @@ app = typer.Typer(
 )
 app.add_typer(train.app, name="train")
 app.add_typer(study.app, name="study")
+app.add_typer(data.app, name="data")
 app.command()(train.precompute)
+app.command()(recipes.recipes)
+app.command(context_settings={"ignore_unknown_options": True})(finetune.finetune)
 app.command()(generate.generate)
 app.command()(grid.grid)
+app.command()(evaluate.evaluate)
 app.command()(convert.convert)
 app.command()(pnginfo.pnginfo)
 app.command()(doctor.doctor)

@@ -17,10 +17,13 @@ from t2i.interop.ignorable import split_ignorable
 from t2i.interop.infer import infer_vae
 from t2i.interop.keys_vae import PREFIX, vae_places
 from t2i.interop.layout import bring
+from t2i.interop.lora import lora_files, merge_lora
 from t2i.interop.single_file import Checkpoint, open_single_file, read_single_file
 from t2i.pipeline import Defaults, Pipeline
+from t2i.pipeline.finetuned import Finetuned, read_pointer
 from t2i.pipeline.folder import bind, check_preview, locate
 from t2i.text.clip import CONFIG_KEYS, CLIPTextEncoder
+from t2i.text.inversion import add_embedding
 from t2i.text.openclip import PAD, openclip_tokenizer
 from t2i.text.tokenizer import END, load_tokenizer, save_tokenizer
 
@@ -55,7 +58,18 @@ def open_model(
     if config is not None or prediction is not None:
         asked = "--prediction-type" if config is None else "--config"
         raise ValueError(f"{place}: is a folder, which says it itself; {asked} is for single files")
+    if (run := read_pointer(place)) is not None:
+        return open_finetuned(run, variant)
     return Pipeline.from_pretrained(place, variant=variant)
+
+
+def open_finetuned(run: Finetuned, variant: str | None) -> Pipeline:
+    """The model that was fine-tuned with what was learnt: words added, LoRAs merged."""
+    pipeline = open_model(run.model, variant=variant)
+    said = [add_embedding(pipeline.text_encoder, file) for file in run.embeddings]
+    said += [merge_lora(pipeline.networks, file) for file in run.loras]
+    pipeline.report = (*pipeline.report, *said)
+    return pipeline
 
 
 def read_file(path: Path, config: Path | None, prediction: str | None, ema: bool = False) -> Checkpoint:
@@ -67,6 +81,9 @@ def hashed_files(place: Path, variant: str | None) -> list[Path]:
     """The files whose sha256 tells a model: the single file, or those of the U-Net's weights in order."""
     if place.is_file():
         return [place]
+    if (run := read_pointer(place)) is not None:
+        learnt = [*run.embeddings, *(file for lora in run.loras for file in lora_files(lora))]
+        return [*hashed_files(locate_model(run.model, variant=variant), variant), *learnt]
     unet = place / "unet"
     there = variant if variant in weight_variants(unet, UNet.weights_name) else None
     return list(weight_files(unet, UNet.weights_name, there).files)

@@ -1,9 +1,12 @@
 """Encoded bytes to an RGB picture: the one place where a picture file is opened."""
 
 import io
+from contextlib import suppress
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageColor
+from PIL.TiffImagePlugin import BITSPERSAMPLE, TiffImageFile
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a GiB of RGB
@@ -19,12 +22,31 @@ UPRIGHT = {
 }  # EXIF orientation -> what turns the picture upright
 
 
+ANIMATED = ("GIF", "PNG", "WEBP", "TIFF")  # a phone's JPEG may hold further pictures, which are no frames
+
+
 class UnreadableImage(ValueError):
     """The bytes are no picture that `decode` reads; the message says why."""
 
 
+class Facts(NamedTuple):
+    """What had to be done to a file to make an upright 8-bit RGB picture of it."""
+
+    format: str
+    turned: bool  # by its EXIF orientation
+    alpha: bool  # some pixel was transparent
+    cmyk: bool
+    deep: bool  # more than 8 bits a channel
+    animated: bool  # or of several pages: only the first frame is read
+
+
 def decode(data: bytes, background: str = "white", max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Upright RGB picture: EXIF orientation applied, alpha laid on `background`, 16-bit scaled, first frame only."""
+    return examine(data, background, max_pixels)[0]
+
+
+def examine(data: bytes, background: str = "white", max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, Facts]:
+    """`decode`, and what it met."""
     colour = ImageColor.getrgb(background)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -32,7 +54,12 @@ def decode(data: bytes, background: str = "white", max_pixels: int = MAX_PIXELS)
         if width * height > max_pixels:
             raise UnreadableImage(f"{width}x{height} is more than {max_pixels} pixels")
         image.load()
-        return _flatten(_upright(image), colour)
+        bits = _bits(image, data)
+        turn = _turn(image)
+        upright = image if turn is None else image.transpose(turn)
+        picture, alpha = _flatten(upright, colour, bits)
+        facts = Facts(image.format or "", turn is not None, alpha, image.mode == "CMYK", bits > 8, _animated(image))
+        return picture, facts
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError as error:
@@ -41,30 +68,50 @@ def decode(data: bytes, background: str = "white", max_pixels: int = MAX_PIXELS)
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # corrupt EXIF says nothing about the pixels, which are good
-        return image
-    turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+        return None
+    return UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 
 
-def _flatten(image: Image.Image, background: tuple[int, ...]) -> Image.Image:
+def _bits(image: Image.Image, data: bytes) -> int:
+    """Of a channel in the file; Pillow has made 8 of a colour picture's 16 already (the high byte)."""
+    if image.format == "PNG":
+        return data[24]  # the IHDR chunk comes first
+    return max(image.tag_v2.get(BITSPERSAMPLE, (1,))) if isinstance(image, TiffImageFile) else 8
+
+
+def _animated(image: Image.Image) -> bool:
+    with suppress(Exception):  # frames that are damaged are not read either
+        return image.format in ANIMATED and getattr(image, "is_animated", False)
+    return True
+
+
+def _flatten(image: Image.Image, background: tuple[int, ...], bits: int) -> tuple[Image.Image, bool]:
+    """RGB, and whether some pixel was transparent."""
     if image.mode == "F" or image.mode.startswith("I"):
-        image = _eight_bits(image)
+        image = _eight_bits(image, bits)
     if not image.has_transparency_data:
-        return image.convert("RGB")
-    canvas = Image.new("RGBA", image.size, background)
-    return Image.alpha_composite(canvas, image.convert("RGBA")).convert("RGB")
+        return image.convert("RGB"), False
+    rgba = image.convert("RGBA")
+    see_through = rgba.getchannel("A").getextrema()[0] != 255
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), rgba).convert("RGB"), see_through
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Gray of more than 8 bits, scaled by its full range: 65535 or 2^31-1 for integers, 1, 255 or 65535 for floats."""
+def _eight_bits(image: Image.Image, bits: int) -> Image.Image:
+    """Gray of more than 8 bits, scaled by its full range: 2^bits - 1 up to 16 bits, else the first that holds it.
+
+    65535 or 2^31 - 1 for integers of 32 bits, 1, 255 or 65535 for floats.
+    """
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all() or values.min() < 0:
         raise UnreadableImage(f"mode {image.mode}: values are not all finite and >= 0")
-    ranges = (1.0, 255.0, 65535.0) if image.mode == "F" else (65535.0, 2.0**31 - 1)
+    if image.mode == "F":
+        ranges = (1.0, 255.0, 65535.0)
+    else:
+        ranges = (2.0**bits - 1,) if 8 < bits <= 16 else (65535.0, 2.0**31 - 1)
     full = next((r for r in ranges if values.max() <= r), None)
     if full is None:
         raise UnreadableImage(f"mode {image.mode}: the largest value {values.max():g} is above {ranges[-1]:g}")

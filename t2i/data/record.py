@@ -6,6 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
+UNWRITTEN = {  # captions that stand in no file, by origin
+    "file name": "pictures captioned by their names",
+    "folder name": "pictures captioned by their folders' names",
+    "instance prompt": "pictures with the instance prompt",
+}
+
 
 class Record(NamedTuple):
     """One captioned picture; `read` gives the encoded bytes."""
@@ -25,10 +31,13 @@ class Report:
     missing: int = 0  # listed in the metadata, not on disk
     unlisted: int = 0  # on disk, not listed in the metadata
     empty_captions: int = 0  # allowed, and used
+    repeats: int = 0  # rows that are a picture once more, of the rows
+    unusable: int = 0  # left out as a check found them
+    origins: tuple[tuple[str, int], ...] = ()  # where the captions of how many pictures come from
 
     @property
     def used(self) -> int:
-        return self.rows - self.excluded - self.apart - self.missing
+        return self.rows - self.excluded - self.apart - self.missing - self.unusable
 
     def __str__(self) -> str:
         said = {
@@ -36,7 +45,10 @@ class Report:
             "in the other part of the split": self.apart,
             "listed but missing on disk": self.missing,
             "pictures on disk that the metadata does not list": self.unlisted,
+            "left out as unusable": self.unusable,
             "with an empty caption": self.empty_captions,
+            "are pictures repeated as their folders' N asks": self.repeats,
+            **{UNWRITTEN[origin]: n for origin, n in self.origins if origin in UNWRITTEN},
         }
         return ", ".join([f"{self.used} of {self.rows} rows used", *(f"{n} {what}" for what, n in said.items() if n)])
 

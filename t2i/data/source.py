@@ -7,7 +7,7 @@ from typing import Any, Literal
 from PIL import ImageColor
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from t2i.data.folder import FolderSource
+from t2i.data.folder import FolderSource, Naming
 from t2i.data.record import Record, Report, Source, fingerprint
 from t2i.data.scenes import LEAST_PIXELS, PIXELS, ScenesSource, ScenesSubset
 from t2i.randomness import permutation
@@ -20,9 +20,13 @@ ONLY_FOR = {
     "seed": ("scenes",),
     "subset": ("scenes",),
     "pixels": ("scenes",),
-    "image_column": ("parquet",),
-    "caption_column": ("parquet", "folder"),
-    "path": ("parquet", "folder"),
+    "image_column": ("parquet", "hub"),
+    "caption_column": ("parquet", "folder", "hub"),
+    "path": ("parquet", "folder", "hub"),
+    "revision": ("hub",),
+    "file_name_captions": ("folder", "hub"),
+    "kohya_folders": ("folder", "hub"),
+    "instance_prompt": ("folder", "hub"),
 }
 
 
@@ -31,10 +35,16 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: Literal["folder", "parquet", "scenes"] = "scenes"
+    source: Literal["folder", "parquet", "hub", "scenes"] = "scenes"
     path: str | list[str] | None = None
     image_column: str = "image"
     caption_column: str = "text"
+    revision: str | None = Field(None, description="hub: a branch, tag or commit")
+    file_name_captions: bool = Field(False, description="folder: red_frog_001.png, if nothing else, is 'red frog'")
+    kohya_folders: bool | None = Field(
+        None, description="folder: N_name holds pictures N times, captioned 'name'; by default where all lie in such"
+    )
+    instance_prompt: str | None = Field(None, pattern=r"\S", description="folder: for pictures without a caption")
     count: int = Field(4096, ge=1, description="scenes: how many")
     seed: int = Field(0, ge=0, description="scenes: which")
     subset: ScenesSubset = Field("train", description="scenes: of which part of the grammar")
@@ -42,6 +52,7 @@ class DataConfig(BaseModel):
     background: str = Field("white", description="colour under transparent pictures")
     max_bad_share: float = Field(0.01, ge=0, le=1, description="unreadable pictures past this share stop the run")
     exclude: str | None = Field(None, description="text file, one caption a line: these rows are left out")
+    only: str | None = Field(None, description="text file, one caption a line: all other rows are left out")
     allow_empty_captions: bool = False
 
     @model_validator(mode="before")
@@ -71,7 +82,7 @@ class DataConfig(BaseModel):
 class Subset:
     """The rows `kept` of a source, in its order; `why` is the entry of the report that counts the others."""
 
-    def __init__(self, source: Source, kept: list[int], why: Literal["excluded", "apart"] = "excluded"):
+    def __init__(self, source: Source, kept: list[int], why: Literal["excluded", "apart", "unusable"] = "excluded"):
         self._source, self._kept = source, kept
         self.report = replace(source.report, **{why: getattr(source.report, why) + len(source) - len(kept)})
 
@@ -89,31 +100,41 @@ class Subset:
         return fingerprint(["subset", self._source.fingerprint()], map(str, self._kept))
 
 
-def split(source: Source, seed: int) -> tuple[Source, Source]:
-    """A source without a validation set in two: training rows, and every 20th (2 to 512 rows) set apart."""
-    n = len(source)
+def split(source: Source, seed: int, held_out: int | None = None) -> tuple[Source, Source]:
+    """A source without a validation set in two: training rows, and those of every 20th picture (2 to 512) set apart."""
+    # A picture's repeats stay together: one that is trained on is no validation.
+    keys = [source[i].key for i in range(len(source))] if source.report.repeats else list(range(len(source)))
+    pictures = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    n = len(pictures)
     if n < MIN_SPLIT:
         raise ValueError(f"{n} pictures are too few to set some apart for validation: name others with validation.path")
-    rows = permutation(n, seed, "validation").tolist()
-    held = min(max(2, n // 20), 512)
-    return Subset(source, sorted(rows[held:]), "apart"), Subset(source, sorted(rows[:held]), "apart")
+    held = set(permutation(n, seed, "validation").tolist()[: held_out or min(max(2, n // 20), 512)])
+    apart = [pictures[key] in held for key in keys]
+    train, validation = ([i for i, out in enumerate(apart) if out is wanted] for wanted in (False, True))
+    return Subset(source, train, "apart"), Subset(source, validation, "apart")
 
 
 def open_source(config: DataConfig, recipe_folder: str | Path | None = None) -> Source:
     """The source that `config` names; relative paths start in the current folder, then in the recipe's."""
     source = _open(config, recipe_folder)
-    if config.exclude is None:
-        return source
-    listed = _captions_listed(_find(config.exclude, "exclude", recipe_folder))
+    for key, name, wanted in (("exclude", config.exclude, False), ("only", config.only, True)):
+        if name is not None:
+            source = _select(source, key, name, wanted, recipe_folder)
+    return source
+
+
+def _select(source: Source, key: str, name: str, wanted: bool, recipe_folder: str | Path | None) -> Source:
+    """The rows whose captions are (not) `wanted` of those that a file lists."""
+    listed = _captions_listed(_find(name, key, recipe_folder))
     texts = source.texts()
     if strange := sorted(listed - set(texts)):
         raise ValueError(
-            f"data.exclude = {config.exclude}: {len(strange)} lines match no caption of the data, "
+            f"data.{key} = {name}: {len(strange)} lines match no caption of the data, "
             f"first {strange[0]!r}: each line is one whole caption, exactly as in the data"
         )
-    kept = [i for i, text in enumerate(texts) if text not in listed]
+    kept = [i for i, text in enumerate(texts) if (text in listed) is wanted]
     if not kept:
-        raise ValueError(f"data.exclude = {config.exclude} leaves no row")
+        raise ValueError(f"data.{key} = {name} leaves no row")
     return Subset(source, kept)
 
 
@@ -121,10 +142,15 @@ def _open(config: DataConfig, recipe_folder: str | Path | None) -> Source:
     if config.source == "scenes":
         return ScenesSource(config.count, config.seed, config.subset, config.pixels)
     assert config.path
+    naming = Naming(config.file_name_captions, config.kohya_folders, config.instance_prompt)
+    if config.source == "hub":
+        from t2i.data.named import open_hub  # the hub's library, and pyarrow, take long to import
+
+        return open_hub(config, naming)
     names = [config.path] if isinstance(config.path, str) else config.path
     paths = [_find(name, "path", recipe_folder) for name in names]
     if config.source == "folder":
-        return FolderSource(paths, config.caption_column, config.allow_empty_captions)
+        return FolderSource(paths, config.caption_column, config.allow_empty_captions, naming)
     from t2i.data.parquet import ParquetSource  # pyarrow takes half a second to import
 
     files = [file for path in paths for file in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])]

@@ -98,7 +98,7 @@ def joint(
         return [total, *(merged([p for i, p in parts.items() if i != g]) for g in range(count))]
 
     count = int(ours.max()) + 1
-    pairs = zip(rests(sample, ours), [Moments.of(real)] * (count + 1), strict=True)
+    pairs = zip(rests(sample, ours), rests(real, theirs), strict=True)
     full, *without = (distance(a, Reference.of(b)).value for a, b in pairs)
     return Replicates(full, tuple(without))
 

@@ -2,8 +2,11 @@
 
 import hashlib
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from accelerate.state import AcceleratorState
 
 from t2i.component import read_json
 from t2i.config import load_recipe
@@ -19,6 +22,7 @@ from t2i.training.objectives import text_encoder_training
 from t2i.training.precompute import Frozen
 from t2i.training.recipes import Recipe
 from t2i.training.resume import check_run
+from t2i.training.task import Task
 from t2i.training.unet import UNetRecipe, build_caches, load_frozen
 from t2i.training.vae import VAERecipe, VAETask
 
@@ -46,7 +50,13 @@ def prepared(entry: Prepared) -> bool:
 def prepare(entry: Prepared) -> None:
     """Train it, or go on with its training."""
     recipe, task = preparation(entry)
-    train(task(recipe), recipe.train, recipe.seed, recipe.run, recipe.model_dump(mode="json"))
+    train_next(task(recipe), recipe)
+
+
+def train_next(task: Task, recipe: Recipe) -> None:
+    """Train as a process of its own would: accelerate keeps the precision of a process's first training for good."""
+    AcceleratorState._reset_state()
+    train(task, recipe.train, recipe.seed, recipe.run, recipe.model_dump(mode="json"))
 
 
 def check_encoders(recipe: StudyRecipe) -> None:
@@ -81,10 +91,16 @@ def captions_of(recipe: StudyRecipe) -> list[str]:
         raise ValueError(f"{ORACLE}: only captions of built-in scenes say what an oracle has to know: leave it out")
     if recipe.validation is None:
         raise ValueError(f"{ORACLE}: name `validation`, so that its captions are known")
-    test = texts(asked.test)
-    pairs = [pair for caption in test for pair in minimal_captions(caption).values()] if asked.bound else []
-    found = [text for config in sources if config is not None for text in texts(config)]
-    return list(dict.fromkeys([*found, *test, *pairs]))
+    known = tuple(config.model_dump_json() for config in sources if config is not None)
+    return list(_captions(known, asked.test.model_dump_json(), bool(asked.bound)))
+
+
+@lru_cache(maxsize=1)  # asked for at every look at what is done
+def _captions(known: tuple[str, ...], test: str, pairs: bool) -> tuple[str, ...]:
+    found = [text for config in known for text in texts(DataConfig.model_validate_json(config))]
+    asked = texts(DataConfig.model_validate_json(test))
+    other = [pair for caption in asked for pair in minimal_captions(caption).values()] if pairs else []
+    return tuple(dict.fromkeys([*found, *asked, *other]))
 
 
 def texts(config: DataConfig) -> list[str]:

@@ -10,9 +10,8 @@ from t2i.component import read_json
 from t2i.generator.unet import UNet
 from t2i.generator.unet_config import UNetConfig
 from t2i.study.plan import Run
-from t2i.study.prepare import encoder_file, resolved
+from t2i.study.prepare import encoder_file, resolved, train_next
 from t2i.study.recipe import StudyRecipe
-from t2i.training.loop import train
 from t2i.training.precompute import Frozen, whitening_projector
 from t2i.training.unet import STATES, Sampling, UNetRecipe, UNetTask, build_caches, load_frozen
 
@@ -60,8 +59,7 @@ def train_run(recipe: StudyRecipe, run: Run) -> None:
                 f"back, or begin a new study with out=FOLDER"
             )
         begin_with(wanted, frozen).save(begin)
-    task = UNetTask(wanted)
-    train(task, wanted.train, wanted.seed, wanted.run, wanted.model_dump(mode="json"))
+    train_next(UNetTask(wanted), wanted)
 
 
 def begin_with(recipe: UNetRecipe, frozen: Frozen) -> UNet:

@@ -22,8 +22,14 @@ def add_embedding(encoder: TextEncoder, file: str | Path, token: str | None = No
     file = Path(file)
     name, vectors = read_embedding(file, encoder.width)
     token = name if token is None else token
+    add_vectors(encoder, token, vectors, file)
+    return f"{token}: {len(vectors)} vector{'s'[: len(vectors) > 1]} of width {encoder.width} from {file}"
+
+
+def add_vectors(encoder: TextEncoder, token: str, vectors: Float[Tensor, "n d"], where: str | Path) -> None:
+    """Add vectors as a token of the encoder; `where` is for messages."""
     tokens = [token, *(f"{token}_{i}" for i in range(1, len(vectors)))]
-    check_tokens(encoder, tokens, file)
+    check_tokens(encoder, tokens, where)
     first = len(encoder.tokenizer)
     added = [AddedToken(t, single_word=True, normalized=True) for t in tokens]
     assert encoder.tokenizer.add_tokens(added) == len(tokens)
@@ -31,7 +37,6 @@ def add_embedding(encoder: TextEncoder, file: str | Path, token: str | None = No
     table = encoder.embeddings()
     vectors = vectors.to(table)  # a tower's spare rows, beyond its tokenizer's ids, are taken first
     encoder.set_embeddings(torch.cat([table[:first], vectors, table[first + len(vectors) :]]))
-    return f"{token}: {len(vectors)} vector{'s'[: len(vectors) > 1]} of width {encoder.width} from {file}"
 
 
 def read_embedding(file: Path, width: int) -> tuple[str, Float[Tensor, "n d"]]:
@@ -59,7 +64,7 @@ def read_embedding(file: Path, width: int) -> tuple[str, Float[Tensor, "n d"]]:
     return (file.stem if name == UNNAMED else name), vectors
 
 
-def check_tokens(encoder: TextEncoder, tokens: list[str], file: Path) -> None:
+def check_tokens(encoder: TextEncoder, tokens: list[str], file: str | Path) -> None:
     """Refuse a token that the tokenizer knows already, as it reads it (CLIP: in small letters)."""
     if not tokens[0] or tokens[0] != tokens[0].strip():
         raise ValueError(f"{file}: token = {tokens[0]!r} is empty or has spaces around it: give it another name")

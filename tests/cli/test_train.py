@@ -74,7 +74,7 @@ def test_a_run_that_fails_exits_with_1(t2i, recipe, tmp_path):
         (["train.micro_batch=3"], "train.global_batch=4 is not a multiple of train.micro_batch=3 x 1 processes"),
         (["data={source: folder, path: /no/such/place}"], "data.path = '/no/such/place' does not exist"),
         (["data={source: folder}"], "data.path is needed for data.source=folder"),
-        (["data={source: nowhere}"], "`data.source`: Input should be 'folder', 'parquet' or 'scenes'"),
+        (["data={source: nowhere}"], "`data.source`: Input should be 'folder', 'parquet', 'hub' or 'scenes'"),
         (["data.count=0"], "`data.count`"),
         (["vae.block_out_channels=[6, 8]"], "not a multiple of `norm_num_groups` = 4"),
         (["train.init=/no/such/place"], "/no/such/place: no such folder"),

@@ -35,7 +35,7 @@ def write_lines(path, rows):
     [
         ({"source": "folder"}, "data.path is needed"),
         ({"source": "parquet", "path": []}, "data.path is needed"),
-        ({"source": "webdataset", "path": "x"}, "'folder', 'parquet' or 'scenes'"),
+        ({"source": "webdataset", "path": "x"}, "'folder', 'parquet', 'hub' or 'scenes'"),
         ({"source": "scenes", "path": "x"}, "data.path means nothing for data.source=scenes"),
         ({"source": "folder", "path": "x", "count": 3}, "data.count means nothing for data.source=folder"),
         ({"source": "folder", "path": "x", "image_column": "jpg"}, "only parquet"),

@@ -1,35 +1,13 @@
 """Stock diffusers reads the single files that are written here: the same tensors as in the folder."""
 
 import json
-import warnings
-from typing import Any, cast
 
 import pytest
-import torch
-from diffusers import StableDiffusionPipeline
-from pipeline.stock import write_stock
-from safetensors.torch import load_file
+from pipeline.stock import load_stock_file, read_folder, write_stock
 
 from t2i.interop.single_file import read_single_file, write_single_file
 
 from .tiny import same
-
-FILES = {
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-}
-
-
-def read_folder(folder):
-    """The components of a folder, the tower's keys with their prefix."""
-    found: dict[str, Any] = {}
-    for name, file in FILES.items():
-        state = load_file(folder / name / file)
-        if name == "text_encoder":
-            state = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in state.items()}
-        found[name] = (json.loads((folder / name / "config.json").read_text()), state)
-    return found
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2-v"])
@@ -38,11 +16,7 @@ def test_from_single_file(kind, tmp_path):
     components = read_folder(folder)
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     write_single_file(path, components, scheduler)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        stock = cast(Any, StableDiffusionPipeline).from_single_file(
-            str(path), config=str(folder), local_files_only=True, torch_dtype=torch.float32
-        )
+    stock = load_stock_file(path, folder)
     for name, (_, state) in components.items():
         found = getattr(stock, name).state_dict()
         if name == "text_encoder":

@@ -74,7 +74,7 @@ def foreign(components: dict[str, tuple[dict[str, Any], dict[str, Tensor]]]) -> 
 
 
 def openclip(text: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A tower of one layer by OpenCLIP's names, with the second block, the projection and the scale of the whole."""
+    """A tower by OpenCLIP's names, with the one block more, the projection and the scale of the whole."""
     tower = {k.removeprefix("text_model."): v for k, v in text.items()}
     width = tower["final_layer_norm.bias"].numel()
     state = {
@@ -87,8 +87,9 @@ def openclip(text: dict[str, Tensor]) -> dict[str, Tensor]:
     }
     names = {"attn.out_proj": "self_attn.out_proj", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
     names |= {"ln_1": "layer_norm1", "ln_2": "layer_norm2"}
-    for i in range(2):
-        layer, block = "encoder.layers.0.", f"transformer.resblocks.{i}."
+    layers = sum(key.endswith(".mlp.fc1.bias") for key in tower)
+    for i in range(layers + 1):
+        layer, block = f"encoder.layers.{min(i, layers - 1)}.", f"transformer.resblocks.{i}."
         for leaf in ("weight", "bias"):
             fused = [tower[f"{layer}self_attn.{x}_proj.{leaf}"] for x in "qkv"]
             state[f"{block}attn.in_proj_{leaf}"] = torch.cat(fused)

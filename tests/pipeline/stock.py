@@ -14,6 +14,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from safetensors.torch import load_file
 from text.tiny import t5_tokenizer
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
 
@@ -44,7 +45,6 @@ SCHEDULERS: dict[str, dict[str, Any]] = {
 _UNET: dict[str, Any] = {
     "sample_size": 8,
     "block_out_channels": (16, 32, 32, 32),
-    "layers_per_block": 1,
     "norm_num_groups": 8,
     "cross_attention_dim": 32,
 }
@@ -60,7 +60,6 @@ _VAE: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "norm_num_groups": 8,
-    "layers_per_block": 1,
     "latent_channels": 4,
     "sample_size": 64,
 }
@@ -71,12 +70,17 @@ def make_words(kind: str) -> tuple[Any, Any]:
     if kind == "t5":
         words = t5_tokenizer()
         words.model_max_length = MAX_TOKENS
-        sizes = {"d_model": 32, "d_ff": 48, "d_kv": 16, "num_layers": 2, "num_heads": 2}
+        sizes: dict[str, Any] = {"d_model": 32, "d_ff": 48, "d_kv": 16, "num_layers": 2, "num_heads": 2}
         return T5EncoderModel(T5Config(vocab_size=len(words), feed_forward_proj="gated-gelu", **sizes)), words
     words = cast(CLIPTokenizer, learn_tokenizer(CAPTIONS, SMALLEST + 40, MAX_TOKENS))
     second = kind != "sd1"
     if second:
         words.pad_token = "!"
+    ends: dict[str, Any] = {
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+        "pad_token_id": words.pad_token_id,
+    }
     config = CLIPTextConfig(
         vocab_size=len(words),
         hidden_size=32,
@@ -86,23 +90,23 @@ def make_words(kind: str) -> tuple[Any, Any]:
         max_position_embeddings=MAX_TOKENS,
         hidden_act="gelu" if second else "quick_gelu",
         projection_dim=16,
-        bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
+        **ends,
     )
     return CLIPTextModel(config), words
 
 
-def write_stock(kind: str, folder: Path, in_channels: int = 4) -> Path:
-    """A pipeline's folder by stock, its scheduler's file as it was published."""
+def write_stock(kind: str, folder: Path, in_channels: int = 4, layers: int = 1) -> Path:
+    """A pipeline's folder by stock, its scheduler's file as it was published; `layers` a block."""
     torch.manual_seed(0)
     text, words = make_words(kind)
-    vae = AutoencoderKL(**_VAE)
-    blocks = {
+    depth: dict[str, Any] = {"layers_per_block": layers}
+    vae = AutoencoderKL(**_VAE | depth)
+    blocks: dict[str, Any] = {
+        "in_channels": in_channels,
         "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
     }
-    unet = UNet2DConditionModel(**_UNET | blocks | {"in_channels": in_channels} | UNETS[kind])
+    unet = UNet2DConditionModel(**_UNET | blocks | depth | UNETS[kind])
     with torch.no_grad():
         unet.conv_out.weight.mul_(3)  # so that its output, as a trained one's, is as large as noise
     values = SCHEDULERS[kind]
@@ -125,10 +129,33 @@ def write_stock(kind: str, folder: Path, in_channels: int = 4) -> Path:
     return folder
 
 
+def read_folder(folder: Path) -> dict[str, tuple[dict[str, Any], dict[str, torch.Tensor]]]:
+    """Each network's config and tensors as they lie in a folder, the tower's keys with their prefix."""
+    found = {}
+    for part in ("unet", "vae", "text_encoder"):
+        [file] = (folder / part).glob("*.safetensors")
+        state = load_file(file)
+        if part == "text_encoder":
+            state = {f"text_model.{key.removeprefix('text_model.')}": tensor for key, tensor in state.items()}
+        found[part] = (json.loads((folder / part / "config.json").read_text()), state)
+    return found
+
+
 def load_stock(folder: Path, pipeline_class: Any = StableDiffusionPipeline) -> Any:
     """The folder in stock, silent."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipeline = pipeline_class.from_pretrained(folder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_stock_file(file: Path, folder: Path, pipeline_class: Any = StableDiffusionPipeline) -> Any:
+    """A single file in stock, silent, by the configs of `folder`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipeline = pipeline_class.from_single_file(
+            str(file), config=str(folder), local_files_only=True, torch_dtype=torch.float32
+        )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

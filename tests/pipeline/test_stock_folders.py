@@ -56,7 +56,7 @@ def generators(*seeds):
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def stock_run(stock, solver, prompts, seeds, pipeline_class=None, **options):
+def stock_run(stock, solver, prompts, seeds, pipeline_class=None, **options) -> torch.Tensor:
     """Stock's latents with another solver on its loaded folder."""
     scheduler = getattr(diffusers, SOLVERS[solver].diffusers or "")
     parts = stock.components | {"scheduler": scheduler.from_config(stock.scheduler.config, **MORE.get(solver, {}))}
@@ -146,7 +146,8 @@ def test_words_and_guidance_move_the_latents(pairs):
 
 # Where stock does not do what it means to, see `test_where_stock_loses_the_thread`: its multistep solvers that begin
 # in the middle of their list take the first of their differences for the fourth (LMS) or are a step behind (PLMS).
-# And where a step has two evaluations (Heun's, PLMS's first), its blending also overwrites what is between them.
+# And where a step has two evaluations (Heun's, PLMS's first), its blending also overwrites what is between them, see
+# `test_stock_blending_after_whole_steps_alone`.
 BEHIND = ("lms", "plms")
 BETWEEN = ("heun", "plms")
 
@@ -199,6 +200,28 @@ def test_pictures_from_pictures_are_stocks(pairs, kind, way, solver, strength):
 @pytest.mark.parametrize(("kind", "way", "solver", "strength"), WAYS)
 def test_every_way_by_every_solver_is_stocks(pairs, kind, way, solver, strength):
     check_from_a_picture(pairs, kind, way, solver, strength)
+
+
+@pytest.mark.parametrize("solver", BETWEEN)
+def test_stock_blending_after_whole_steps_alone(pairs, monkeypatch, solver):
+    """That what is between a step's evaluations is all that differs: with it put back, stock's latents are ours."""
+    found, kind = [], getattr(diffusers, SOLVERS[solver].diffusers or "")
+    step = kind.step
+
+    def watched(*args, **options):
+        found.append(step(*args, **options)[0])
+        return (found[-1],)
+
+    def put_back(pipeline, i, t, latents):
+        between = i % 2 == 0 and i < 2 * STEPS - 2 if solver == "heun" else i == 0
+        return {"latents": found[-1]} if between else {}
+
+    pair, options = pairs("sd1"), {"image": picture(), "strength": 1.0}
+    more: dict[str, Any] = {"mask_image": mask(), "callback_on_step_end": put_back}
+    monkeypatch.setattr(kind, "step", watched)
+    expected = stock_run(pair.stock, solver, PROMPTS[:1], [3], StableDiffusionInpaintPipeline, **options, **more)
+    assert apart(our_run(pair.ours, solver, PROMPTS[:1], [3], mask=mask(), **options), expected) <= 1e-4
+    assert len(found) == SOLVERS[solver].evaluations(STEPS)
 
 
 def tensors(folder):

@@ -76,5 +76,5 @@ def study(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def written(values: dict[str, Any], path: Path) -> Path:
-    path.write_text(yaml.safe_dump(values), encoding="utf8")
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf8")
     return path

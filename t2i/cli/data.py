@@ -1,0 +1,105 @@
+"""`t2i data check DATA`: every picture looked at before anything is trained on it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from t2i.cli.generate_options import SHIPPED, find_model, parse_size
+
+if TYPE_CHECKING:
+    from t2i.data.check import Words
+
+app = typer.Typer(help="Pictures to train on.", no_args_is_help=True)
+Option = typer.Option
+
+
+@app.callback()
+def _group() -> None:
+    """Keep a group of one verb a group."""
+
+
+@app.command("check")
+def check(
+    data: Annotated[str, typer.Argument(metavar="DIR|NAME", help="a folder, a parquet file, or OWNER/NAME on the hub")],
+    model: Annotated[
+        Path | None, Option("-m", "--model", help=f"whose tokens and size count; by default the shipped {SHIPPED}")
+    ] = None,
+    out: Annotated[
+        Path | None, Option("-o", "--out", help="folder for check.json and check.html; by default check-NAME")
+    ] = None,
+    instance_prompt: Annotated[str | None, Option(help="the caption of pictures that have none")] = None,
+    caption_column: Annotated[str | None, Option(help="of the metadata or the parquet file; text by default")] = None,
+    image_column: Annotated[str | None, Option(help="of the parquet file; image by default")] = None,
+    file_name_captions: Annotated[
+        bool, Option("--file-name-captions", help="red_frog_001.png, if nothing else, is 'red frog'")
+    ] = False,
+    kohya_folders: Annotated[
+        bool | None, Option(help="N_name: pictures N times, captioned 'name'; by default where all lie in such folders")
+    ] = None,
+    size: Annotated[str | None, Option(help="WxH of training; by default the model's")] = None,
+    background: Annotated[str, Option(help="colour under transparent pictures")] = "white",
+    revision: Annotated[str | None, Option(help="of a hub's data set")] = None,
+    max_lost: Annotated[float, Option(help="exit 1 when a larger share of the pictures is lost")] = 0.05,
+) -> None:
+    """Count usable, unreadable, captionless, duplicate, tiny, turned, transparent, CMYK, 16-bit, animated pictures.
+
+    Lost are those that cannot be read, have no caption, or are listed and missing, there and not listed, or of a
+    format that is not read.
+    """
+    from t2i.data.check import check_folder, printable
+    from t2i.data.check_page import FILES, write_check
+
+    width, height = parse_size(size)
+    words, own_size = measure(find_model(model))
+    keys = {
+        "instance_prompt": instance_prompt,
+        "caption_column": caption_column,
+        "image_column": image_column,
+        "file_name_captions": file_name_captions or None,
+        "kohya_folders": kohya_folders,
+        "background": background,
+        "revision": revision,
+    }
+    found = check_folder(
+        data,
+        size=own_size if width is None or height is None else (width, height),
+        words=words,
+        max_lost=max_lost,
+        quiet=False,
+        **{key: value for key, value in keys.items() if value is not None},
+    )
+    place = out or Path(f"check-{Path(data).resolve().name}")
+    write_check(found, place)
+    for line in found.lines():
+        typer.echo(line)
+    for example in found.examples:
+        typer.echo(printable(f"for example {example.name}, {example.width}x{example.height}: {example.caption!r}"))
+    typer.echo(f"{place}: {', '.join(FILES)}")
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+def measure(model: Path) -> tuple["Words", tuple[int, int] | None]:
+    """How a model reads captions, and the (width, height) of its pictures."""
+    from t2i.autoencoder.kl import AutoencoderKLConfig
+    from t2i.cli.models import locate_model, open_model
+    from t2i.component import read_json
+    from t2i.data.check import Words
+    from t2i.generator.unet_config import UNetConfig
+    from t2i.text.counts import count_tokens
+    from t2i.text.encoder import load_text_encoder
+
+    place = locate_model(model)
+    if place.is_file():
+        pipeline = open_model(place)
+        encoder, side = pipeline.text_encoder, pipeline.default_size()
+    else:  # without the two networks that no caption meets
+        encoder = load_text_encoder(place)
+        unet, vae = (place / part / "config.json" for part in ("unet", "vae"))
+        latent = UNetConfig.parse(read_json(unet), str(unet)).sample_size
+        factor = 2 ** (len(AutoencoderKLConfig.parse(read_json(vae), str(vae)).block_out_channels) - 1)
+        latents = (latent, latent) if isinstance(latent, int) else latent
+        side = None if latents is None else (latents[0] * factor, latents[1] * factor)
+    words = Words(lambda texts: count_tokens(encoder.tokenizer, texts), encoder.max_tokens, str(model))
+    return words, None if side is None else (side[1], side[0])

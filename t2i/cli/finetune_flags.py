@@ -1,0 +1,126 @@
+"""The flags of diffusers' training scripts, and kohya's, as keys of a recipe."""
+
+import difflib
+from typing import Any
+
+import yaml
+
+from t2i.cli.generate_options import say
+
+KEYS = {
+    "seed": "seed",
+    "resolution": "size",
+    "train_batch_size": "train.micro_batch",
+    "max_train_steps": "train.steps",
+    "num_train_epochs": "train.epochs",
+    "learning_rate": "train.lr",
+    "lr_scheduler": "train.lr_schedule",
+    "lr_warmup_steps": "train.warmup_steps",
+    "adam_weight_decay": "train.weight_decay",
+    "max_grad_norm": "train.clip_norm",
+    "mixed_precision": "train.mixed_precision",
+    "checkpointing_steps": "train.save_every",
+    "checkpoints_total_limit": "train.keep",
+    "validation_steps": "train.validate_every",
+    "image_column": "data.image_column",
+    "caption_column": "data.caption_column",
+    "rank": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "network_dim": "lora.rank",
+    "network_alpha": "lora.alpha",
+    "conv_dim": "lora.conv_rank",
+    "conv_alpha": "lora.conv_alpha",
+    "class_prompt": "prior.prompt",
+    "class_data_dir": "prior.folder",
+    "num_class_images": "prior.count",
+    "prior_loss_weight": "prior.weight",
+    "placeholder_token": "inversion.token",
+    "initializer_token": "inversion.initializer",
+    "num_vectors": "inversion.vectors",
+    "keep_tokens": "tags.keep",
+}
+SWITCHES: dict[str, tuple[str, Any]] = {
+    "gradient_checkpointing": ("train.gradient_checkpointing", True),
+    "random_flip": ("flip", True),
+    "use_ema": ("train.ema", 0.9999),
+    "shuffle_caption": ("tags.shuffle", True),
+    "enable_xformers_memory_efficient_attention": ("train.attention", "xformers"),
+}
+# What they do is done here anyway, or says nothing of the result.
+NEEDLESS = {"center_crop": False, "allow_tf32": False, "resume_from_checkpoint": True, "report_to": True}
+NEEDLESS |= {"dataloader_num_workers": True, "logging_dir": True, "cache_dir": True, "repeats": True}
+NEEDLESS |= {"save_as_full_pipeline": False, "learnable_property": True, "validation_epochs": True}
+SPECIAL = ("gradient_accumulation_steps", "with_prior_preservation", "train_text_encoder", "validation_prompt")
+SCHEDULES = {"constant_with_warmup": "constant"}
+
+
+def read_flags(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """What is no flag, and the keys that the flags stand for."""
+    rest: list[str] = []
+    keys: dict[str, Any] = {}
+    todo = list(arguments)
+    while todo:
+        argument = todo.pop(0)
+        if not argument.startswith("--"):
+            if argument.startswith("-"):
+                raise ValueError(f"{argument}: no such option; see `t2i finetune --help`")
+            rest.append(argument)
+            continue
+        flag, equals, value = argument[2:].partition("=")
+        name = flag.replace("-", "_")
+        if name in SWITCHES:
+            keys[SWITCHES[name][0]] = SWITCHES[name][1]
+            continue
+        if name in ("with_prior_preservation", "train_text_encoder") or NEEDLESS.get(name) is False:
+            keys |= {} if name in NEEDLESS else {f"--{name}": True}
+            _say_needless(name)
+            continue
+        if name not in KEYS and name not in SPECIAL and name not in NEEDLESS:
+            known = [*KEYS, *SWITCHES, *SPECIAL, *NEEDLESS, "data", "method", "model", "out", "instance_prompt"]
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean --{near[0]}?" if near else "see `t2i finetune --help`"
+            raise ValueError(f"--{flag}: no such option, nor one of diffusers' that is understood; {hint}")
+        if not equals:
+            if not todo or todo[0].startswith("--"):
+                raise ValueError(f"--{flag}: needs a value")
+            value = todo.pop(0)
+        if name in NEEDLESS:
+            _say_needless(name)
+            continue
+        text = name in ("class_prompt", "class_data_dir", "placeholder_token", "initializer_token", "validation_prompt")
+        text = text or name in ("mixed_precision", "lr_scheduler")
+        keys[KEYS.get(name, f"--{name}")] = SCHEDULES.get(value, value) if text else yaml.safe_load(value)
+    return rest, keys
+
+
+def _say_needless(name: str) -> None:
+    if name in NEEDLESS:
+        say(f"--{name}: ignored, nothing here depends on it")
+
+
+def apply_flags(values: dict[str, Any], keys: dict[str, Any]) -> None:
+    """Set the keys that flags stand for in a recipe, in place."""
+    keys = dict(keys)
+    prior, text = keys.pop("--with_prior_preservation", False), keys.pop("--train_text_encoder", False)
+    accumulation, prompt = keys.pop("--gradient_accumulation_steps", 1), keys.pop("--validation_prompt", None)
+    for key, value in keys.items():
+        *parents, last = key.split(".")
+        place = values
+        for part in parents:
+            inner = place.setdefault(part, {})
+            place[part] = place = {} if inner is None else inner
+        place[last] = value
+    if "train.micro_batch" in keys:
+        values["train"]["global_batch"] = keys["train.micro_batch"] * accumulation
+    if prompt is not None:
+        values.setdefault("sample", {})["prompts"] = [prompt]
+    if prior and "prompt" not in values.get("prior", {}):
+        raise ValueError("--with_prior_preservation: give --class_prompt too, such as 'a dog'")
+    if not prior and "prior" in values and any(key.startswith("prior.") for key in keys):
+        say("--class_prompt and the like turn prior preservation on")
+    if text:
+        if values.get("lora") is not None or values.get("method", "lora") == "lora":
+            values.setdefault("lora", {})["text_encoder"] = True
+        else:
+            values["text_encoder"] = True

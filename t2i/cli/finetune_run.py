@@ -1,0 +1,158 @@
+"""`t2i finetune` carried out: recipe, model and pictures opened, defaults filled, the plan printed, trained."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+from pydantic import ValidationError
+
+from t2i.cli.finetune_flags import apply_flags, read_flags
+from t2i.cli.generate_options import find_model, say
+from t2i.cli.models import open_model
+from t2i.config import explain, override
+from t2i.data.check import MAX_LOST, Check, Words, check_folder
+from t2i.data.check_page import write_check
+from t2i.data.named import config_for
+from t2i.data.source import DataConfig
+from t2i.pipeline import Pipeline
+from t2i.text.counts import count_tokens
+from t2i.training.finetune import FinetuneTask
+from t2i.training.finetune_data import Sources, apart, check_prompts
+from t2i.training.finetune_measure import measure_before
+from t2i.training.finetune_plan import plan_lines
+from t2i.training.finetune_recipe import FinetuneRecipe, fill
+from t2i.training.loop import train
+from t2i.training.plan import Plan
+from t2i.training.ranks import ranks
+from t2i.training.resume import check_run
+
+
+def run(arguments: list[str], given: dict[str, str]) -> None:
+    """Fine-tune as `arguments` ([RECIPE] [key=value ...] and flags) and `given` say."""
+    quiet = not ranks().is_main_process
+    values = gather(arguments, given)
+    pipeline = open_model(values["model"])
+    check = look(values, pipeline, quiet)
+    recipe, sources = complete(values, pipeline, check)
+    if not quiet:
+        for line in [*(f"model: {line}" for line in pipeline.report), *check.lines()]:
+            say(line)
+        changed = recipe.model_dump(mode="json", exclude_defaults=True)
+        typer.echo(f"# the recipe, what differs from the defaults\n{yaml.safe_dump(changed, sort_keys=False)}")
+    Plan.of(recipe.train, ranks().num_processes, False)
+    check_run(recipe.run, recipe.model_dump(mode="json"))
+    try:
+        recipe.run.mkdir(parents=True, exist_ok=True)
+        (recipe.run / ".lock").touch()
+    except OSError as error:
+        raise ValueError(f"out = {recipe.run}: cannot be written ({error.strerror}): give another with -o") from None
+    task = FinetuneTask(recipe, pipeline, sources, quiet=quiet)
+    if not quiet:
+        write_check(check, recipe.run / "check")
+        typer.echo("\n".join(["", *plan_lines(task), ""]))
+        measure_before(task)
+    ranks().wait_for_everyone()
+    train(task, recipe.train, recipe.seed, recipe.run, recipe.model_dump(mode="json"))
+    if not quiet:
+        prompt = shlex.quote(task.prompts[0] if task.prompts else "PROMPT")
+        typer.echo(f"{recipe.run / 'report.html'}\nt2i generate {prompt} -m {recipe.run}")
+
+
+def gather(arguments: list[str], given: dict[str, str]) -> dict[str, Any]:
+    """The recipe's values as they were given: file, then flags, then key=value."""
+    rest, flags = read_flags(arguments)
+    # A recipe, then flags, then key=value: what is named later counts.
+    files = [text for text in rest if "=" not in text]
+    if len(files) > 1:
+        raise ValueError(f"{' and '.join(files)}: one recipe, and key=value after it")
+    values: dict[str, Any] = read_yaml(Path(files[0])) if files else {}
+    for name in ("model", "method", "out"):
+        if name in given:
+            values[name] = given[name]
+    if "data" in given:
+        keys = {k: v for k, v in section(values, "data").items() if k not in ("source", "path")}
+        values["data"] = keys | {"--": given["data"]}
+    if "instance_prompt" in given:
+        values["data"] = section(values, "data") | {"instance_prompt": given["instance_prompt"]}
+    apply_flags(values, flags)
+    for text in rest:
+        if "=" in text:
+            override(values, text)
+    values["data"], values["train"] = section(values, "data"), section(values, "train")
+    name = values["data"].pop("--", None)
+    if name is not None:
+        values["data"] = config_for(name).model_dump(exclude_defaults=True) | values["data"]
+    values["model"] = str(find_model(None)) if values.get("model") is None else values["model"]
+    if not values.get("data"):
+        raise ValueError("no pictures: give --data FOLDER, FILE.parquet or the name of a hub's data set")
+    if values.get("out") is None:
+        said = Path(name or str(values["data"].get("path"))).name
+        values["out"] = f"runs/{said}-{values.get('method', 'lora')}"
+    return values
+
+
+def section(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """A section of a recipe, empty where there is none."""
+    found = values.get(name) or {}
+    if not isinstance(found, dict):
+        raise ValueError(f"`{name}`: {found!r} is no section of keys")
+    return dict(found)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a recipe's file."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf8")) or {}
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such recipe; the ones shipped are in configs/finetune/") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ValueError(f"{path}: not readable YAML ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a recipe is a mapping of keys to values")
+    return values
+
+
+def look(values: dict[str, Any], pipeline: Pipeline, quiet: bool) -> Check:
+    """Every picture looked at; too many that are lost are a ValueError."""
+    if values.get("size") is None:
+        size = pipeline.default_size()
+        if size is None or size[0] != size[1]:
+            raise ValueError(f"{values['model']}: does not say at which square size it was trained: give size=PIXELS")
+        values["size"] = size[0]
+    if not isinstance(values["size"], int) or values["size"] < 1:
+        raise ValueError(f"`size`: {values['size']!r} is no number of pixels")
+    if values.get("method") == "textual-inversion":
+        values["data"].setdefault("allow_empty_captions", True)  # its captions are templates
+    try:
+        config = DataConfig.model_validate(values["data"])
+    except ValidationError as error:
+        raise ValueError(explain(error, DataConfig, "data.")) from None
+    check_prompts(pipeline, {"data.instance_prompt": config.instance_prompt})
+    text = pipeline.text_encoder
+    words = Words(lambda texts: count_tokens(text.tokenizer, texts), text.max_tokens, str(values["model"]))
+    size = (values["size"], values["size"])
+    found = check_folder(config, size=size, words=words, max_lost=max(MAX_LOST, config.max_bad_share), quiet=quiet)
+    if not found.ok:
+        said = "\n".join(found.lines()).replace("--max-lost", "data.max_bad_share")
+        raise ValueError(f"{config.path}: {said}")
+    return found
+
+
+def complete(values: dict[str, Any], pipeline: Pipeline, check: Check) -> tuple[FinetuneRecipe, Sources]:
+    """The whole recipe: what it leaves out follows the model and the number of pictures; and their rows."""
+    validation = values.get("validation")
+    try:
+        held = None if validation is None else DataConfig.model_validate(validation)
+    except ValidationError as error:
+        raise ValueError(explain(error, DataConfig, "validation.")) from None
+    if not isinstance(values.get("held_out"), int | None):
+        raise ValueError(f"`held_out`: {values['held_out']!r} is no number of pictures")
+    sources = apart(check.source, check.config, held, values.get("held_out"), values.get("seed", 0))
+    rms = float(pipeline.text_encoder.embeddings().detach().square().mean().sqrt())
+    latents = values["size"] // pipeline.autoencoder.factor
+    try:
+        return FinetuneRecipe.model_validate(fill(values, len(sources.train), latents, rms)), sources
+    except ValidationError as error:
+        raise ValueError(explain(error, FinetuneRecipe)) from None

@@ -1,0 +1,125 @@
+"""What is trained of a pipeline: some of its parameters, under one optimiser, with the frozen rest out of its sight."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Num
+from torch import Tensor, nn
+
+from t2i.conditioning import Conditioning
+from t2i.generator.unet import UNet
+from t2i.nn.lora import add_lora
+from t2i.pipeline import Pipeline
+from t2i.text.base import TextEncoder
+from t2i.text.clip import CLIPTextEncoder
+from t2i.text.inversion import add_vectors
+from t2i.training.finetune_recipe import FinetuneRecipe, Inversion
+
+SPREAD = 0.01  # of the root mean square: what tells apart vectors that begin as the same word
+
+
+class Trained(nn.Module):
+    """The trained parameters, and the forward pass that reaches them: text encoder (where it matters) and U-Net.
+
+    The networks are not its submodules: a checkpoint, an average and a gradient hold what is trained and nothing else.
+    """
+
+    def __init__(self, unet: UNet, text: TextEncoder, weights: dict[str, nn.Parameter], trains_text: bool) -> None:
+        super().__init__()
+        self._networks = (unet, text)  # a tuple is no submodule
+        self._trains_text = trains_text
+        for name, weight in weights.items():
+            self.register_parameter(name.replace(".", "/"), weight)
+
+    def train(self, mode: bool = True) -> "Trained":
+        unet, text = self._networks
+        unet.train(mode)
+        if self._trains_text:
+            text.tower.train(mode)
+        return super().train(mode)
+
+    def forward(self, x: Float[Tensor, "b c h w"], t: Num[Tensor, "b"], cond: Conditioning) -> Tensor:
+        """The U-Net's output; states one number wide are ids, which are encoded here."""
+        unet, text = self._networks
+        return unet(x, t, cond if cond.tokens.shape[-1] == text.width else self.read(cond))
+
+    def read(self, cond: Conditioning) -> Conditioning:
+        """The states of padded ids, with gradients where the text encoder is trained."""
+        _, text = self._networks
+        ids = cond.tokens[..., 0].long()
+        if not self._trains_text:
+            return text.states(ids, cond.mask)
+        with torch.autocast(ids.device.type, enabled=False):
+            return Conditioning(text.tower(ids).last_hidden_state, cond.mask)
+
+
+class LearntRows(nn.Module):
+    """An embedding table whose rows from `first` on are trained; the table itself keeps the rows it had."""
+
+    def __init__(self, table: Float[Tensor, "v d"], vectors: nn.Parameter, first: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(table, requires_grad=False)
+        self.vectors, self.first = (vectors,), first  # a tuple: no tensor of the text encoder's files
+
+    def forward(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+        [vectors] = self.vectors
+        place = ids - self.first
+        learnt = (place >= 0) & (place < len(vectors))
+        rows = F.embedding(place.clamp(0, len(vectors) - 1), vectors)
+        return torch.where(learnt[..., None], rows, F.embedding(ids, self.weight))
+
+
+def prepare_player(pipeline: Pipeline, recipe: FinetuneRecipe) -> Trained:
+    """Freeze the pipeline but for what the recipe trains."""
+    unet, text = pipeline.generator.unet, pipeline.text_encoder
+    if recipe.trains_text and not isinstance(text, CLIPTextEncoder):
+        raise ValueError(f"{type(text).__name__} is not trained here: only a CLIP text encoder is; leave it frozen")
+    pipeline.autoencoder.requires_grad_(False)
+    text.requires_grad_(False)
+    unet.requires_grad_(False)
+    if recipe.method == "textual-inversion":
+        assert recipe.inversion is not None
+        weights = {"vectors": learn_token(text, recipe.inversion, recipe.seed)}
+        return Trained(unet, text, weights, True)
+    trained: dict[str, nn.Module] = {"unet": unet}
+    if recipe.lora is not None:
+        add_lora(unet, recipe.lora, recipe.seed)
+        if recipe.lora.text_encoder:
+            add_lora(text.tower, recipe.lora, recipe.seed + 1)
+            trained["text_encoder"] = text.tower
+    else:
+        unet.requires_grad_(True)
+        if recipe.text_encoder:
+            text.tower.requires_grad_(True)
+            trained["text_encoder"] = text.tower
+    found = {f"{k}.{name}": p for k, net in trained.items() for name, p in net.named_parameters() if p.requires_grad}
+    return Trained(unet, text, found, recipe.trains_text)
+
+
+def learn_token(text: TextEncoder, config: Inversion, seed: int) -> nn.Parameter:
+    """Add the new word and give its vectors to be trained; the table is left as it is."""
+    if len(text.tokenizer(config.token, add_special_tokens=False)["input_ids"]) == 1:  # pyright: ignore
+        raise ValueError(f"inversion.token = {config.token!r}: the text encoder knows it already: give another name")
+    table = text.embeddings().detach()
+    first = len(text.tokenizer)
+    rms = table.square().mean().sqrt()
+    rng = torch.Generator().manual_seed(seed)
+    noise = SPREAD * rms * torch.randn(config.vectors, text.width, generator=rng)
+    if config.initializer is None:
+        start = table[:first].mean(0, keepdim=True).expand(config.vectors, -1) + noise
+    else:
+        ids = text.tokenizer(config.initializer, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise ValueError(f"inversion.initializer = {config.initializer!r} is nothing to the tokenizer: give a word")
+        if len(ids) > config.vectors:
+            raise ValueError(
+                f"inversion.initializer = {config.initializer!r} is {len(ids)} tokens: give a shorter word, or "
+                f"inversion.vectors={len(ids)}"
+            )
+        known = torch.tensor([ids[k % len(ids)] for k in range(config.vectors)])
+        repeated = torch.arange(config.vectors) >= len(ids)
+        start = table[known] + torch.where(repeated[:, None], noise, 0)
+    add_vectors(text, config.token, start, "inversion.token")
+    vectors = nn.Parameter(text.embeddings()[first : first + config.vectors].detach().clone())
+    rows = LearntRows(text.embeddings().detach(), vectors, first)
+    text.tower.set_input_embeddings(rows)  # pyright: ignore[reportCallIssue]
+    return vectors

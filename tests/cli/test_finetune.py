@@ -1,0 +1,140 @@
+"""`t2i finetune` by its command line: three commands from a folder to a picture; diffusers' flags; pointers."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from training import finetuning as f
+from typer.testing import CliRunner
+
+from t2i.cli.app import app
+from t2i.cli.finetune_flags import read_flags
+from t2i.cli.finetune_run import gather
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("all")
+    return f.make_model(folder / "tiny"), f.make_pictures(folder / "pictures"), folder
+
+
+def test_from_a_folder_to_a_picture(places, monkeypatch):
+    model, data, folder = places
+    monkeypatch.chdir(folder)
+    run = ["finetune", "-m", str(model), "--data", str(data), "-o", "run", *f.FAST]
+    runner = CliRunner()
+    found = runner.invoke(app, run, catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    for word in ("trained     ", "memory      about", "time        about", "pictures are usable"):
+        assert word in found.output
+    again = runner.invoke(app, run, catch_exceptions=False)  # finished: nothing to do, no fault
+    assert again.exit_code == 0, again.output
+    found = runner.invoke(
+        app,
+        ["generate", "a red square", "-m", "run", "--steps", "2", "--seed", "3", "-o", "out"],
+        catch_exceptions=False,
+    )
+    assert found.exit_code == 0, found.output
+    assert "layers changed" in found.output
+    first = Path("out/00000-3.png").read_bytes()
+    flags = ["--lora", "run/pytorch_lora_weights.safetensors:1", "--steps", "2", "--seed", "3", "-o", "by-flag"]
+    found = runner.invoke(app, ["generate", "a red square", "-m", str(model), *flags], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    assert _pixels("by-flag/00000-3.png") == _pixels("out/00000-3.png")
+    found = runner.invoke(app, ["generate", "--from", "out/00000-3.png", "-m", "run", "-o", "again"])
+    assert found.exit_code == 0, found.output
+    assert "other weights" not in found.output
+    assert _pixels("again/00000-3.png") == _pixels("out/00000-3.png")
+    assert first
+
+
+def test_moved_model_is_named(places, tmp_path):
+    model, data, _ = places
+    shutil.copytree(model, tmp_path / "base")
+    f.run(tmp_path / "base", data, tmp_path / "run")
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    found = CliRunner().invoke(app, ["generate", "x", "-m", str(tmp_path / "run"), "-o", str(tmp_path / "out")])
+    assert isinstance(found.exception, ValueError)
+    assert "give it with -m MODEL --lora" in str(found.exception)
+
+
+def test_captionless_folder_needs_an_instance_prompt(places, tmp_path):
+    model, _, _ = places
+    data = f.make_pictures(tmp_path / "bare", captions=False)
+    with pytest.raises(ValueError, match="--instance-prompt"):
+        f.prepare(model, data, tmp_path / "run")
+    task = f.prepare(model, data, tmp_path / "run", "data.instance_prompt=a red thing")
+    assert set(task.material.captions) == {"a red thing"}
+
+
+@pytest.mark.parametrize("kind", ["empty", "none"])
+def test_no_pictures(kind, places, tmp_path):
+    model, _, _ = places
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"holds no pictures|no such folder"):
+        f.prepare(model, tmp_path / kind, tmp_path / "run")
+
+
+def test_diffusers_flags_are_keys(tmp_path):
+    numbers = ["--resolution=64", "--train_batch_size", "2", "--gradient_accumulation_steps", "3", "--rank", "8"]
+    numbers += ["--max_train_steps=40", "--learning_rate", "1e-4", "--prior_loss_weight", "0.5"]
+    words = ["--lr_scheduler", "constant_with_warmup", "--class_prompt", "dog", "--mixed_precision", "no"]
+    switches = ["--with_prior_preservation", "--train_text_encoder", "--random_flip", "--validation_prompt"]
+    command = [*numbers, *words, *switches]
+    given = {"model": "m", "data": str(tmp_path), "out": "o", "method": "dreambooth"}
+    values = gather([*command, "a sks dog", "train.keep=1"], given)
+    assert values["size"] == 64
+    expected = {"micro_batch": 2, "global_batch": 6, "steps": 40, "lr": "1e-4", "lr_schedule": "constant", "keep": 1}
+    assert values["train"] == expected | {"mixed_precision": "no"}
+    assert values["lora"] == {"rank": 8, "text_encoder": True}
+    assert values["prior"] == {"prompt": "dog", "weight": 0.5}
+    assert values["flip"] is True
+    assert values["sample"] == {"prompts": ["a sks dog"]}
+    assert values["data"]["path"] == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max_train_step", "3"], "did you mean --max_train_steps"),
+        (["--snr_gamma", "5"], "no such option"),
+        (["--rank"], "needs a value"),
+        (["a.yaml", "b.yaml"], "one recipe"),
+        (["--with_prior_preservation"], "give --class_prompt"),
+    ],
+)
+def test_bad_flags_are_named(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        gather(arguments, {"model": "m", "data": str(tmp_path), "out": "o"})
+
+
+def test_needless_flags_are_said(capsys):
+    assert read_flags(["--report_to", "wandb", "x=1", "--center_crop"]) == (["x=1"], {})
+    assert capsys.readouterr().err.count("ignored") == 2
+
+
+def test_run_in_a_place_that_is_no_folder(places, tmp_path):
+    model, data, _ = places
+    (tmp_path / "file").write_text("")
+    command = ["finetune", "-m", str(model), "--data", str(data), "-o", str(tmp_path / "file" / "run"), *f.FAST]
+    found = CliRunner().invoke(app, command)
+    assert isinstance(found.exception, ValueError)
+    assert "cannot be written" in str(found.exception)
+
+
+def _pixels(path):
+    from PIL import Image
+
+    return Image.open(path).tobytes()
+
+
+def test_pointer_goes_with_both_folders(places, tmp_path):
+    model, data, _ = places
+    shutil.copytree(model, tmp_path / "a" / "base")
+    f.run(tmp_path / "a" / "base", data, tmp_path / "a" / "run")
+    (tmp_path / "a").rename(tmp_path / "b")
+    from t2i.cli.models import open_model
+
+    assert open_model(tmp_path / "b" / "run").report
+    assert json.loads((tmp_path / "b" / "run" / "finetuned.json").read_text())["model"] == "../base"
