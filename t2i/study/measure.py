@@ -14,6 +14,7 @@ from torch import Tensor
 from t2i.component import read_json, read_safetensors
 from t2i.data.scenes import minimal_captions
 from t2i.evaluation.bound import latent_bound
+from t2i.evaluation.clip_score import own_family
 from t2i.evaluation.jackknife import distances, mean_of, moments_by_group
 from t2i.evaluation.reading import to_uint8
 from t2i.evaluation.rows import Extra, Row, write_rows
@@ -102,7 +103,10 @@ class Subject:
 
     def cost(self) -> dict[str, Any]:
         """What the run took."""
+        judge = self.lab.judge
+        flag = None if judge is None else own_family(judge, self.pipeline.text_encoder)
         return self.about | {
+            "own_family": flag,
             "projector_parameters": network_parameters(self.pipeline.generator.unet)[1],
             "train_seconds": train_seconds(self.folder),
             "steps": self.lab.recipe.train.steps,

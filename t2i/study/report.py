@@ -60,6 +60,8 @@ def page(results: Results, images: dict[str, Drawing], sheet: Path | None) -> st
         parts += ["<h2>Slopes per decade of parameters</h2>", _slopes(results)]
     parts += ["<h2>Distance against alignment, guidance along each curve</h2>", _image("curves", images)]
     parts += ["<p>Seeds in brackets; the shaded part is their envelope. Every point leads to its row.</p>"]
+    flagged = {about["encoder"]: why for about in results.runs.values() if (why := about.get("own_family"))}
+    parts += [f"<p class=not>{html.escape(name)}: {html.escape(why)}</p>" for name, why in flagged.items()]
     parts += ["<h2>Size</h2>", _image("sizes", images), "<p>Bars: 95% over seeds. Dashed: controls.</p>"]
     if "skills" in images:
         parts += ["<h2>Skills</h2>", _image("skills", images)]
