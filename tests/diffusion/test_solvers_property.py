@@ -22,7 +22,7 @@ from .gaussian import Gaussian, moments
 NAMES = list(SOLVERS)
 STEPS = (1, 2, 3, 7, 20, 50, None)  # None: all T
 SCHEDULES = ("linear", "scaled_linear", "cosine")
-HEUNS = ("heun", "edm-heun")
+HEUNS = ("heun", "edm-heun", "plms")  # PLMS begins with a step of Heun's
 
 
 class Case(NamedTuple):

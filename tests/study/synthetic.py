@@ -12,6 +12,7 @@ from t2i.study.table import write_results
 ENCODERS = {"mini": 5e4, "small": 5e5, "large": 5e6}
 UNETS = {"tiny": 1e5, "base": 1e6, "wide": 1e7}
 SCALES = (1.0, 2.0, 4.0)
+GROUPS, SE = 20, {"binding": 0.01, "fd": 0.02}
 
 
 def write_study(
@@ -58,9 +59,13 @@ def write_study(
             "validation_loss": 0.25,
             "device": "cpu",
         }
+        replicates = about[name]["replicates"] = {}
         for w in SCALES:
-            rows.append(row("binding", binding + shift[0].item(), 0.01, name, w, seed))
-            rows.append(row("fd", fd + 0.1 * abs(w - 1) + shift[1].item(), 0.02, name, w, seed))
+            values = {"binding": binding + shift[0].item(), "fd": fd + 0.1 * abs(w - 1) + shift[1].item()}
+            for metric, value in values.items():
+                rows.append(row(metric, value, 0.01, name, w, seed))
+                noise = SE[metric] / math.sqrt(2 * GROUPS) * randomness.normal((GROUPS,), seed, name, str(w), metric)
+                replicates[f"{metric}@{w:g}"] = [value, *(value + noise).tolist()]
         rows.append(row("caption_info", 10 * binding, 0.5, name, None, seed))
     for anchor in ("real", "vae", "shuffled"):
         rows.append(row("binding", {"real": 1.0, "vae": 0.97, "shuffled": 0.0}[anchor], 0.0, anchor, None, 0, anchor))
