@@ -179,7 +179,8 @@ def test_guidances_share_their_noise_and_are_what_the_pipeline_draws(t2i, world,
     assert all(np.abs(a - b).max() > 2 for i, a in enumerate(drawn) for b in drawn[:i] if len(a) == len(b))
 
 
-def test_two_processes_and_one_give_identical_numbers(t2i, world, tmp_path):
+def test_two_processes_and_one_give_identical_numbers(t2i, world, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))  # else each rank takes one thread
     judge = f"local:{world / 'tower'}+{world / 'text'}"
     flags = {"--metrics": "fd,kid,clip", "--judge": judge, "--device": None}
     command = [str(part) for part in asked(world, tmp_path / "two", **flags)]
