@@ -15,14 +15,14 @@ from t2i.component import read_json, read_safetensors
 from t2i.data.scenes import minimal_captions
 from t2i.evaluation.bound import latent_bound
 from t2i.evaluation.clip_score import own_family
-from t2i.evaluation.jackknife import distances, mean_of, moments_by_group
+from t2i.evaluation.jackknife import Replicates, distances, mean_of, moments_by_group
 from t2i.evaluation.reading import to_uint8
 from t2i.evaluation.rows import Extra, Row, write_rows
 from t2i.evaluation.scene_parser import aggregate
 from t2i.pipeline import Pipeline
 from t2i.progress import progress
 from t2i.study.files import save_json, save_tensors
-from t2i.study.lab import Lab, skills_of
+from t2i.study.lab import PARTS, Lab, skills_of
 from t2i.study.plan import Run, axis_of
 from t2i.study.prepare import encoder_file
 from t2i.study.training import TRAINED, network_parameters, train_seconds
@@ -38,7 +38,10 @@ def folder_of(lab: Lab, run: Run) -> Path:
 def is_evaluated(lab: Lab, run: Run) -> bool:
     """Whether every number of it is there."""
     path = folder_of(lab, run) / "metrics.json"
-    return path.is_file() and read_json(path)["guidance"] == list(lab.ask.guidance)
+    if not path.is_file():
+        return False
+    head = read_json(path)
+    return head["guidance"] == list(lab.ask.guidance) and "replicates" in head["run"]
 
 
 def evaluate_run(lab: Lab, run: Run) -> None:
@@ -47,6 +50,7 @@ def evaluate_run(lab: Lab, run: Run) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     subject = Subject(lab, run)
     rows: list[Row] = []
+    replicates: dict[str, list[float]] = {}
     for w in lab.ask.guidance:
         path = folder / f"cfg-{w:g}.safetensors"
         if not path.is_file():
@@ -57,11 +61,13 @@ def evaluate_run(lab: Lab, run: Run) -> None:
         found = read_safetensors(path)
         model = subject.model(w)
         rows += rows_of(lab, found, model, subject.about)
+        for metric, each in replicates_of(lab, found).items():
+            replicates[f"{metric}@{w:g}"] = [float(f"{x:.7g}") for x in (each.full, *each.without)]
         seconds = lab.protocol(len(lab.prompts), **model)
         rows.append(Row(metric="seconds", value=found["seconds"].item(), protocol=seconds, extra=subject.about))
     if lab.ask.bound:
         rows += bound_rows(subject, folder / "bound.json")
-    write_rows(rows, folder, guidance=list(lab.ask.guidance), run=subject.cost())
+    write_rows(rows, folder, guidance=list(lab.ask.guidance), run=subject.cost() | {"replicates": replicates})
 
 
 class Subject:
@@ -156,15 +162,28 @@ def draw(lab: Lab, pipeline: Pipeline, w: float, label: str) -> UInt8[Tensor, "n
 
 def rows_of(lab: Lab, found: dict[str, Tensor], model: dict[str, Any], about: dict[str, Extra]) -> list[Row]:
     """The rows of what `measured` found."""
-    n = len(lab.captions)
-    estimate = distances(moments_by_group(found["features"], lab.groups), lab.reference).estimate()
-    rows = [Row.of("fd", estimate, lab.protocol(n, features=True, **model), **about)]
+    n, each = len(lab.captions), replicates_of(lab, found)
+    rows = [Row.of("fd", each["fd"].estimate(), lab.protocol(n, features=True, **model), **about)]
     if "skills" in found:
         rows += skill_rows(lab, found["skills"], model, about)
     if "clip_score" in found:
-        score = mean_of(found["clip_score"], lab.groups).estimate()
-        rows.append(Row.of("clip_score", score, lab.protocol(n, judge=lab.ask.judge, **model), **about))
+        protocol = lab.protocol(n, judge=lab.ask.judge, **model)
+        rows.append(Row.of("clip_score", each["clip_score"].estimate(), protocol, **about))
     return rows
+
+
+def replicates_of(lab: Lab, found: dict[str, Tensor]) -> dict[str, Replicates]:
+    """The distance and the alignment with and without each group of captions: two runs are compared in pairs."""
+    each = {"fd": distances(moments_by_group(found["features"], lab.groups), lab.reference)}
+    if "clip_score" in found:
+        each["clip_score"] = mean_of(found["clip_score"], lab.groups)
+    if lab.ask.skills:
+        hits, n = found["skills"][: len(lab.captions), PARTS.index(lab.ask.alignment)].double().T
+        zeros = torch.zeros(int(lab.groups.max()) + 1, dtype=torch.float64)
+        of_group, counted = (zeros.index_add(0, lab.groups, x) for x in (hits, n))
+        without = (hits.sum() - of_group) / (n.sum() - counted)
+        each[lab.ask.alignment] = Replicates((hits.sum() / n.sum()).item(), tuple(without.tolist()))
+    return each
 
 
 def skill_rows(lab: Lab, parts: Tensor, model: dict[str, Any], about: dict[str, Extra]) -> list[Row]:

@@ -93,13 +93,14 @@ def _sensitivity(results: Results) -> str:
     pair = results.study["sensitivity"]
     found = [apart(results, metric) for metric in (results.study["alignment"], FD)]
     lines = [_check(results, check) for check in found if check is not None]
-    return table(["metric", pair["sees"], pair["blind"], "standard error", "apart by", "seeds"], lines)
+    return table(
+        ["metric", pair["sees"], pair["blind"], "standard error of the difference", "apart by", "seeds"], lines
+    )
 
 
 def _check(results: Results, check: Apart) -> list[Any]:
-    seeds = " and ".join(map(str, check.seeds))
     values = [f"{check.sees:.4g}", f"{check.blind:.4g}", f"{check.se:.2g}", f"{check.ratio:.1f} standard errors"]
-    return [named(results, check.metric), *values, seeds]
+    return [named(results, check.metric), *values, check.seeds]
 
 
 def _slopes(results: Results) -> str:

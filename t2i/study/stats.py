@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 
 from t2i.evaluation.bound import student
+from t2i.evaluation.jackknife import Replicates
 from t2i.study.table import Number, Results
 
 LEAST = 5.0  # standard errors that the two ends of the sensitivity check have to be apart
@@ -51,7 +52,7 @@ class Apart:
     sees: float
     blind: float
     se: float
-    seeds: tuple[int, int]
+    seeds: int
 
     @property
     def ratio(self) -> float:
@@ -122,27 +123,30 @@ def slope_difference(ours: Sequence[Point], theirs: Sequence[Point]) -> Interval
 
 
 def apart(results: Results, metric: str) -> Apart | None:
-    """The two encoders of the sensitivity check; None while one of them is not there.
+    """The two encoders of the sensitivity check, in pairs of one seed; None while there is no pair.
 
-    se^2 of a side = s^2 / k over its k seeds + the mean of its runs' own, as all seeds draw the same captions.
+    se^2 = s^2 / k over the k seeds' differences + the mean of their own jackknife's, as all draw the same captions.
     """
     pair = results.study["sensitivity"]
-    sides = [_numbers(results, pair[key], metric) for key in ("sees", "blind")]
-    if not all(sides):
+    found = {p.name: p for group in points(results, "encoder", metric).values() for p in group}
+    sees, blind = found.get(pair["sees"]), found.get(pair["blind"])
+    seeds = sorted(sees.numbers.keys() & blind.numbers.keys()) if sees and blind else []
+    if not (sees and blind and seeds):
         return None
-    means = [fmean(n.value for n in side) for side in sides]
-    squares = [_squared_error(side) for side in sides]
-    return Apart(metric, means[0], means[1], math.sqrt(sum(squares)), (len(sides[0]), len(sides[1])))
+    each = [_paired(results, sees.numbers[seed], blind.numbers[seed]) for seed in seeds]
+    between = variance([difference for difference, _ in each]) / len(each) if len(each) > 1 else 0.0
+    means = [fmean(side.numbers[seed].value for seed in seeds) for side in (sees, blind)]
+    return Apart(metric, means[0], means[1], math.sqrt(between + fmean(se**2 for _, se in each)), len(seeds))
 
 
-def _numbers(results: Results, encoder: str, metric: str) -> list[Number]:
-    groups = points(results, "encoder", metric).values()
-    return [n for group in groups for p in group if p.name == encoder for n in p.numbers.values()]
-
-
-def _squared_error(side: Sequence[Number]) -> float:
-    within = fmean((number.se or 0.0) ** 2 for number in side)
-    return within + (variance([n.value for n in side]) / len(side) if len(side) > 1 else 0.0)
+def _paired(results: Results, ours: Number, theirs: Number) -> tuple[float, float]:
+    """ours - theirs and its standard error, by the jackknife over the groups of captions that both drew."""
+    sides = []
+    for number in (ours, theirs):
+        full, *without = results.runs[number.run]["replicates"][f"{number.metric}@{number.cfg:g}"]
+        sides.append(Replicates(full, tuple(without)))
+    estimate = sides[0].minus(sides[1]).estimate()
+    return estimate.value, estimate.se
 
 
 def differ(a: Point, b: Point) -> Interval | None:

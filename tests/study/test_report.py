@@ -5,6 +5,7 @@ import math
 import re
 
 import pytest
+import torch
 from PIL import Image
 
 from t2i.study import figures, report, stats, words
@@ -124,3 +125,18 @@ def test_folders_without_a_study_are_refused(tmp_path):
     (tmp_path / "results.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"results\.csv: no table of a study's rows"):
         report.write(tmp_path)
+
+
+def test_what_two_runs_share_cancels_in_their_difference(tmp_path):
+    """The captions move the numbers of all runs together: only what they do not share is an error."""
+    write_study(tmp_path, seeds=1, effect=0.1)
+    results = read_results(tmp_path)
+    alone = stats.apart(results, "binding")
+    luck = 0.1 * torch.randn(20, generator=torch.Generator().manual_seed(0))
+    for about in results.runs.values():
+        if each := about.get("replicates"):
+            full, *without = each["binding@2"]
+            each["binding@2"] = [full, *(x + y for x, y in zip(without, luck.tolist(), strict=True))]
+    together = stats.apart(results, "binding")
+    assert alone is not None and together is not None and together.se == pytest.approx(alone.se)
+    assert together.ratio > 5 and together.seeds == 1
