@@ -169,7 +169,7 @@ def _as_picture(order: Order, path: Path, model: Path | None) -> tuple[Order, Pa
     if model is None and ours and settings.get("model") != find_model(None).resolve().name:
         raise ValueError(f"{path}: was made with the model {settings.get('model')!r}; give it with -m FOLDER")
     made_with = {"file": str(path), "model_sha256": settings.get("model_sha256") if ours else None}
-    made_with["prediction_type"] = settings.get("prediction_type")
+    made_with |= {name: settings.get(name) for name in ("prediction_type", "model_config")}
     merged = options | order.options
     return replace(order, prompts=order.prompts or prompts, options=merged, made_with=made_with), model
 

@@ -166,6 +166,8 @@ def _open(session: Session, order: Order) -> tuple[Pipeline, dict[str, Any]]:
     device = session.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = options.get("dtype", "float32")
     place = locate_model(model, variant=how.variant, revision=how.revision)
+    if how.config is None and (config := order.made_with.get("model_config")) is not None and place.is_file():
+        raise ValueError(f"{order.made_with['file']}: its model was read by the files of {config!r}; give --config DIR")
     prediction = how.prediction or (order.made_with.get("prediction_type") if place.is_file() else None)
     pipeline = open_model(place, variant=how.variant, config=how.config, prediction=prediction)
     for line in pipeline.report:

@@ -21,13 +21,13 @@ def plan_lines(task: FinetuneTask) -> list[str]:
     trained = sum(p.numel() for p in task.player.parameters())
     parts = (pipe.generator.unet, pipe.text_encoder, pipe.autoencoder)
     everything = list(parts[0].parameters()) + list(parts[1].parameters()) + list(parts[2].parameters())
-    frozen = sum(p.numel() for p in everything if not p.requires_grad)
+    frozen = [p for p in everything if not p.requires_grad]
     micro = config.micro_batch or max(config.global_batch // ranks().num_processes, 1)
     seconds, activations = try_steps(task, micro)
     passes = config.steps * config.global_batch / micro / ranks().num_processes
-    weights = 4 * (trained + frozen)
+    weights = 4 * trained + sum(p.nbytes for p in frozen)
     states = 4 * trained * (3 + (config.ema is not None))  # gradient, AdamW's two moments, the average
-    total = trained + frozen
+    total = trained + sum(p.numel() for p in frozen)
     return [
         f"method      {recipe.method}{' by LoRA' if recipe.method == 'dreambooth' and recipe.lora else ''}, "
         f"{len(task)} pictures for training, {len(task.material.held_cache)} "

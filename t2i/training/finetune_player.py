@@ -40,7 +40,9 @@ class Trained(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"], t: Num[Tensor, "b"], cond: Conditioning) -> Tensor:
         """The U-Net's output; states one number wide are ids, which are encoded here."""
         unet, text = self._networks
-        return unet(x, t, cond if cond.tokens.shape[-1] == text.width else self.read(cond))
+        cond = cond if cond.tokens.shape[-1] == text.width else self.read(cond)
+        half = unet.conv_in.weight.dtype
+        return unet(x.to(half), t, cond.to(dtype=half)).to(x.dtype)
 
     def read(self, cond: Conditioning) -> Conditioning:
         """The states of padded ids, with gradients where the text encoder is trained."""
@@ -79,10 +81,12 @@ def prepare_player(pipeline: Pipeline, recipe: FinetuneRecipe) -> Trained:
     if recipe.method == "textual-inversion":
         assert recipe.inversion is not None
         weights = {"vectors": learn_token(text, recipe.inversion, recipe.seed)}
+        freeze_in(unet, recipe)
         return Trained(unet, text, weights, True)
     trained: dict[str, nn.Module] = {"unet": unet}
     if recipe.lora is not None:
         add_lora(unet, recipe.lora, recipe.seed)
+        freeze_in(unet, recipe)
         if recipe.lora.text_encoder:
             add_lora(text.tower, recipe.lora, recipe.seed + 1)
             trained["text_encoder"] = text.tower
@@ -93,6 +97,14 @@ def prepare_player(pipeline: Pipeline, recipe: FinetuneRecipe) -> Trained:
             trained["text_encoder"] = text.tower
     found = {f"{k}.{name}": p for k, net in trained.items() for name, p in net.named_parameters() if p.requires_grad}
     return Trained(unet, text, found, recipe.trains_text)
+
+
+def freeze_in(unet: UNet, recipe: FinetuneRecipe) -> None:
+    """Put the weights that are not trained in the precision of the training: half the memory, and no casts."""
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(recipe.train.mixed_precision)
+    for weight in unet.parameters():
+        if half is not None and not weight.requires_grad:
+            weight.data = weight.data.to(half)
 
 
 def learn_token(text: TextEncoder, config: Inversion, seed: int) -> nn.Parameter:

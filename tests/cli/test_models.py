@@ -68,6 +68,19 @@ def test_a_single_file_draws_what_the_folder_draws(t2i, model, tmp_path):
     assert t2i("grid", "a red circle", "-x", "cfg=1,2", "--steps", 1, "-m", "one.safetensors", "-o", "sheet")[0] == 0
 
 
+def test_a_picture_of_a_file_read_by_a_folders_configs_is_made_again(t2i, model, tmp_path):
+    assert t2i("convert", model, "one.safetensors")[0] == 0
+    asked = ("generate", "a red circle", "--steps", 2, "--seed", 1, "-m", "one.safetensors", "--config", model)
+    assert t2i(*asked, "-o", "first")[0] == 0
+    again = ("generate", "--from", "first/00000-1.png", "-m", "one.safetensors")
+    code, _, err = t2i(*again, "-o", "x")
+    assert code == 2 and f"its model was read by the files of {model.name!r}; give --config DIR" in err
+    code, _, err = t2i(*again, "--config", model, "-o", "second")
+    assert code == 0 and "not taken over" not in err
+    first, second = ((tmp_path / out / "00000-1.png").read_bytes() for out in ("first", "second"))
+    assert first == second
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

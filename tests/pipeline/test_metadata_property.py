@@ -60,6 +60,7 @@ OPTIONAL = {
     "vae_tile": st.integers(1, 65_536),
     "attention": st.sampled_from(["sdpa", "xformers"]),
     "model": TEXTS,
+    "model_config": NAMES,
     "model_sha256": HASHES,
     "model_hash": HASHES,
     "dtype": st.sampled_from(["float32", "bfloat16", "float16"]),

@@ -2,9 +2,11 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from scipy import stats
 
@@ -71,6 +73,29 @@ def test_every_method_trains_its_parameters_alone_and_its_run_is_a_model(method,
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["method"] == method
     assert "report.html" in {path.name for path in (tmp_path / "run").iterdir()}
+
+
+@pytest.fixture
+def reset_precision():
+    """Forget the precision, which accelerate holds for the whole process; again at the end."""
+    reset = partial(AcceleratorState._reset_state, reset_partial_state=True)
+    yield reset
+    reset()
+
+
+def test_in_half_precision_what_is_frozen_is_half_and_what_is_trained_is_not(model, data, tmp_path, reset_precision):
+    arguments = ("lora.rank=2", "train.lr=0.001")
+    wide = f.run(model, data, tmp_path / "wide", *arguments)
+    reset_precision()
+    task = f.run(model, data, tmp_path / "half", *arguments, "train.mixed_precision=bf16")
+    kinds = {(w.dtype, w.requires_grad) for w in task.pipeline.generator.unet.parameters()}
+    assert kinds == {(torch.bfloat16, False), (torch.float32, True)}
+    files = [load_file(tmp_path / name / "pytorch_lora_weights.safetensors") for name in ("wide", "half")]
+    assert all(w.dtype == torch.float32 for w in files[1].values())
+    first, second = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("wide", "half"))
+    losses = [[row["loss"] for row in map(json.loads, rows) if "loss" in row] for rows in (first, second)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
+    assert wide.held_losses(wide.players).mean() == pytest.approx(task.held_losses(task.players).mean(), rel=0.02)
 
 
 def test_lora_learns_and_says_so(model, data, tmp_path):

@@ -158,6 +158,7 @@ FIELDS: dict[str, Callable[[Any], Any]] = {
     "vae_tile": Number(1, 2**16, whole=True),
     "attention": _one_of("sdpa", "xformers"),
     "model": text,
+    "model_config": _file,
     "model_sha256": _hex(64),
     "model_hash": _hex(64),
     "dtype": _one_of("float32", "bfloat16", "float16"),

@@ -1,0 +1,263 @@
+"""One optimiser step of a LoRA at Stable Diffusion 1.5's shape: t2i's loop against that of diffusers' example
+train_text_to_image_lora.
+
+Both start from the same weights with the same LoRA (rank 4 on the attention). The figures (ratio = the peer's / ours):
+  loop    the example's step, which encodes its pictures and captions anew each time; ours reads them from its cache
+  cached  the peer too has its latents and text states in memory: the U-Net's work alone
+In half precision both hold the frozen weights in it and the LoRA in float32.
+
+usage: python scripts/bench_lora_step.py [--tiny] [--size PIXELS] [--batch N] [--precision no bf16 ...] [--rounds N]
+The last line is JSON; its "ratio" is the smallest one. Exit 1 when the losses or the updated LoRAs differ.
+"""
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from PIL import Image
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from scripts import benching
+from scripts.bench_generate import PROMPTS, SHAPES, shaped_pipeline
+
+RANK, LR, WEIGHT_DECAY, CLIP, PARITY_STEPS = 4, 1e-4, 0.01, 1.0, 2
+# What losses (relative) and updates (norm of the difference, relative) may differ by. AdamW's first steps are as long
+# as the learning rate whatever the gradient is, so weights whose gradient is all rounding error go either way; in half
+# precision that is most of them, and the example adds its noise in half precision too: losses alone are compared.
+ALLOWED = {"no": (1e-5, 2e-2), "bf16": (2e-2, math.inf), "fp16": (2e-2, math.inf)}
+TOP_T = 1000
+
+
+def write(shape: str, size: int, folder: Path) -> None:
+    """The model, and a folder of pictures of noise with captions."""
+    shaped_pipeline(SHAPES[shape][0], folder / "model")
+    (folder / "pictures").mkdir()
+    for k, prompt in enumerate(PROMPTS):
+        pixels = torch.randint(256, (size, size, 3), generator=torch.Generator().manual_seed(k), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / "pictures" / f"{k}.png")
+        (folder / "pictures" / f"{k}.txt").write_text(prompt)
+
+
+class Ours:
+    """t2i: the loop's own step on the task of `t2i finetune`; the next batch is made meanwhile, as in a run."""
+
+    def __init__(self, folder: Path, size: int, batch: int, precision: str) -> None:
+        from t2i.cli.finetune_run import complete, gather, look
+        from t2i.cli.models import open_model
+        from t2i.training import loop
+        from t2i.training.finetune import FinetuneTask
+        from t2i.training.optim import learning_rate
+
+        settings = {
+            "method": "lora",
+            "size": size,
+            "lora.rank": RANK,
+            "caption_dropout": 0,
+            "held_out": 1,
+            "train.steps": 10**6,
+            "train.global_batch": batch,
+            "train.lr": LR,
+            "train.lr_schedule": "constant",
+            "train.warmup_steps": 0,
+            "train.weight_decay": WEIGHT_DECAY,
+            "train.clip_norm": CLIP,
+            "train.mixed_precision": f"'{precision}'",  # quoted: YAML reads a bare no as false
+            "cache": folder / "cache",
+        }
+        where = {"model": str(folder / "model"), "data": str(folder / "pictures"), "out": str(folder / "run")}
+        values = gather([f"{key}={value}" for key, value in settings.items()], where)
+        pipeline = open_model(values["model"])
+        recipe, sources = complete(values, pipeline, look(values, pipeline, quiet=True))
+        self.task, self.config = FinetuneTask(recipe, pipeline, sources, quiet=True), recipe.train
+        self.accelerator = Accelerator(mixed_precision=precision)
+        plan = loop.Plan.of(self.config, 1, False)
+        self.players = {
+            k: loop._prepare(player, self.config, self.accelerator) for k, player in self.task.players.items()
+        }
+        self.batches = loop._prefetch(self.task, self.config, 0, plan, 0, 0)
+        self.done, self._step, self._rate = 0, loop._step, learning_rate
+
+    def step(self, batch: dict[str, Any] | None = None) -> Tensor:
+        """One step, on the task's next batch unless one is given; the loss."""
+        micros = next(self.batches) if batch is None else [batch]
+        rate = self._rate(self.done, self.config)
+        terms = self._step(self.task, self.players, micros, rate, self.config, self.accelerator, self.done)
+        self.done += 1
+        return terms["loss"]
+
+    def lora(self) -> dict[str, Tensor]:
+        """The LoRA's live tensors, by the names that the peer has for them."""
+        from t2i.nn.lora import lora_state
+
+        found = lora_state(self.task.pipeline.generator.unet)
+        return {f"{name}.{end}": w for name, layer in found.items() for end, w in zip("AB", layer[:2], strict=True)}
+
+
+class Peer:
+    """diffusers: the lines between the data loader and the progress bar of its LoRA example for text to image."""
+
+    def __init__(self, folder: Path, size: int, batch: int, precision: str) -> None:
+        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+        from diffusers.optimization import get_scheduler
+        from diffusers.training_utils import cast_training_params
+        from peft import LoraConfig
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        self.size, self.pixels = batch, size
+        self.dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        model = folder / "model"
+        self.scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
+        self.accelerator = Accelerator(mixed_precision=precision)
+        device = self.accelerator.device
+        self.vae: Any = AutoencoderKL.from_pretrained(model, subfolder="vae").requires_grad_(False)
+        self.vae.to(device, self.dtype)
+        self.text: Any = CLIPTextModel.from_pretrained(model / "text_encoder").requires_grad_(False)
+        self.text.to(device, self.dtype)
+        self.tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
+        self.network: Any = UNet2DConditionModel.from_pretrained(model, subfolder="unet").requires_grad_(False)
+        self.network.to(device, self.dtype)
+        targets = ["to_k", "to_q", "to_v", "to_out.0"]
+        config = LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=targets)
+        self.network.add_adapter(config)
+        cast_training_params(self.network, dtype=torch.float32)
+        self.layers = [p for p in self.network.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(self.layers, lr=LR, betas=(0.9, 0.999), weight_decay=WEIGHT_DECAY, eps=1e-8)
+        self.unet, self.optimizer, self.rate = self.accelerator.prepare(
+            self.network.train(), optimizer, get_scheduler("constant", optimizer)
+        )
+        self.train_loss = 0.0
+        self.images = torch.rand(len(PROMPTS), 3, size, size) * 2 - 1
+        self.ids = self.tokenizer(PROMPTS, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+
+    def remember(self) -> None:
+        """Latents and states of every picture, for `cached`."""
+        with torch.no_grad():
+            parts = [self.encode(torch.tensor([k])) for k in range(len(PROMPTS))]
+        self.kept = [torch.cat(part) for part in zip(*parts, strict=True)]
+
+    def encode(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents and text states, as the example makes them in every step."""
+        device = self.accelerator.device
+        pixels = self.images[rows].to(device, self.dtype)
+        latents = self.vae.encode(pixels).latent_dist.sample() * self.vae.config.scaling_factor
+        return latents, self.text(self.ids["input_ids"][rows].to(device), return_dict=False)[0]
+
+    def batch(self, cached: bool) -> dict[str, Any]:
+        """Latents, states, noise and t as the example draws them."""
+        rows = torch.randint(len(PROMPTS), (self.size,))
+        latents, states = [part[rows] for part in self.kept] if cached else self.encode(rows)
+        t = torch.randint(0, TOP_T, (self.size,), device=latents.device)
+        return {"latents": latents, "states": states, "noise": torch.randn_like(latents), "t": t}
+
+    def step(self, batch: dict[str, Any] | None = None, cached: bool = False) -> Tensor:
+        """One step, on a new batch unless one is given; the loss."""
+        with self.accelerator.accumulate(self.unet):
+            batch = batch or self.batch(cached)
+            noisy = self.scheduler.add_noise(batch["latents"], batch["noise"], batch["t"])
+            predicted = self.unet(noisy, batch["t"], batch["states"], return_dict=False)[0]
+            loss = F.mse_loss(predicted.float(), batch["noise"].float(), reduction="mean")
+            gathered: Any = self.accelerator.gather(loss.repeat(self.size))
+            self.train_loss += gathered.mean().item()
+            self.accelerator.backward(loss)
+            if self.accelerator.sync_gradients:
+                self.accelerator.clip_grad_norm_(self.layers, CLIP)
+            self.optimizer.step()
+            self.rate.step()
+            self.optimizer.zero_grad()
+        return loss.detach()
+
+    def lora(self) -> dict[str, Tensor]:
+        """The LoRA's live tensors by name."""
+        named = self.network.named_parameters()
+        ends = {".lora_A.default.weight": ".A", ".lora_B.default.weight": ".B"}
+        return {name.replace(k, v): p.detach() for name, p in named for k, v in ends.items() if name.endswith(k)}
+
+
+def compare(ours: Ours, peer: Peer, precision: str) -> dict[str, Any]:
+    """The first steps on equal batches: how far the losses and the updates of the LoRA are apart."""
+    found = ours.lora(), peer.lora()
+    assert found[0].keys() == found[1].keys()
+    for name, weight in found[1].items():
+        weight.copy_(found[0][name])
+    before = {name: weight.clone() for name, weight in found[0].items()}
+    losses = []
+    for _ in range(PARITY_STEPS):
+        (batch,) = next(ours.batches)
+        moved = {"latents": batch["latents"], "states": batch["cond"].tokens, "noise": batch["eps"]}
+        same = {k: v.to(peer.accelerator.device, peer.dtype) for k, v in moved.items()}
+        same["t"] = (batch["t"] - 1).to(peer.accelerator.device)
+        losses.append((ours.step(batch).item(), peer.step(same).item()))
+    moved, apart = (
+        torch.cat([(found[1][k] - other[k]).flatten() for k in before]).norm().item() for other in (before, found[0])
+    )
+    loss = max(abs(a - b) / b for a, b in losses)
+    allowed = ALLOWED[precision]
+    ok = loss <= allowed[0] and moved > 0 and apart / moved <= allowed[1]
+    return {"ok": ok, "loss": loss, "update": apart / moved}
+
+
+def child(side: str, options: argparse.Namespace) -> None:
+    """One side alone: its peak memory in three steps."""
+    [precision] = options.precision
+    sides = {"ours": Ours, "peer": Peer}
+    runner = sides[side](options.folder, options.size, options.batch, precision)
+    for _ in range(3):
+        runner.step()
+    benching.print_peak()
+
+
+def bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Parity of every precision first, then its times; the memory is that of the last precision."""
+    parity, found = {}, {}
+    size, batch = options.size, options.batch
+    for precision in options.precision:
+        AcceleratorState._reset_state(reset_partial_state=True)  # it holds the precision of the whole process
+        ours, peer = Ours(folder, size, batch, precision), Peer(folder, size, batch, precision)
+        parity[precision] = compare(ours, peer, precision)
+        if not parity[precision]["ok"]:
+            benching.fail(parity)
+        peer.remember()
+        for figure in ("loop", "cached"):
+            name = f"{figure} {precision}, {size}x{size}, batch {batch}"
+            rounds = benching.interleave(
+                ours.step, partial(peer.step, cached=figure == "cached"), options.rounds, options.warmups
+            )
+            found[name] = benching.summary(rounds)
+            benching.show(name, found[name])
+        del ours, peer
+    command = [__file__, "--folder", str(folder), "--size", str(size), "--batch", str(batch)]
+    return benching.report(found, parity, benching.peaks([*command, "--precision", options.precision[-1]]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="few channels, 64x64: for a test of this script")
+    parser.add_argument("--size", type=int, help="side of the pictures; by default 256")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--precision", nargs="+", choices=ALLOWED, default=["no", "bf16"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--warmups", type=int, default=1)
+    parser.add_argument("--child", choices=benching.SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.size = options.size or (64 if options.tiny else 256)
+    if options.child:
+        child(options.child, options)
+        return
+    with tempfile.TemporaryDirectory() as root:
+        write("tiny" if options.tiny else "sd15", options.size, Path(root))
+        print(json.dumps(bench(options, Path(root))))
+
+
+if __name__ == "__main__":
+    main()
