@@ -116,7 +116,7 @@ class Peer:
         self.size, self.pixels = batch, size
         self.dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         model = folder / "model"
-        self.scheduler = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
+        self.scheduler: Any = DDPMScheduler.from_pretrained(model, subfolder="scheduler")
         self.accelerator = Accelerator(mixed_precision=precision)
         device = self.accelerator.device
         self.vae: Any = AutoencoderKL.from_pretrained(model, subfolder="vae").requires_grad_(False)
@@ -207,10 +207,11 @@ def compare(ours: Ours, peer: Peer, precision: str) -> dict[str, Any]:
 
 
 def child(side: str, options: argparse.Namespace) -> None:
-    """One side alone: its peak memory in three steps."""
+    """One side alone: the peak memory of three steps, once everything is loaded."""
     [precision] = options.precision
     sides = {"ours": Ours, "peer": Peer}
     runner = sides[side](options.folder, options.size, options.batch, precision)
+    benching.forget_peak()
     for _ in range(3):
         runner.step()
     benching.print_peak()

@@ -1,5 +1,6 @@
 """What the benchmarks share: paired timing of two sides in one process, its statistics, peak memory, the report."""
 
+import gc
 import json
 import os
 import platform
@@ -109,6 +110,12 @@ def peaks(command: Sequence[str]) -> dict[str, float]:
         )
         found[side] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def forget_peak() -> None:
+    """Begin anew to measure this process's peak memory, from what it holds now."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def print_peak() -> None:

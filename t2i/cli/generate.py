@@ -68,7 +68,12 @@ def generate(
     strength: Annotated[
         float | None, typer.Option(help="0 to 1: how little is left of --init-image; 0.8, with --mask 1")
     ] = None,
-    mask: Annotated[Path | None, typer.Option(help="white where --init-image is painted anew, else it is kept")] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="white where --init-image is painted anew; the rest is kept as latents: its pixels go through the VAE"
+        ),
+    ] = None,
     prompt_syntax: Annotated[str | None, typer.Option(help="plain, or a1111: (words:1.2) have weights")] = None,
     long_prompts: Annotated[
         bool | None, typer.Option(help="read prompts of more tokens than the text encoder's in chunks")

@@ -1,5 +1,6 @@
 """What `t2i generate` is asked for, as lists of orders: read from flags, files of prompts and pictures. No torch."""
 
+import glob
 import hashlib
 import json
 import math
@@ -166,8 +167,14 @@ def _as_picture(order: Order, path: Path, model: Path | None) -> tuple[Order, Pa
         if name in settings and name not in order.options:
             options[name] = _file(path, flag, settings[name], settings[f"{name}_sha256"])
     ours = found.source == "t2i"
-    if model is None and ours and settings.get("model") != find_model(None).resolve().name:
-        raise ValueError(f"{path}: was made with the model {settings.get('model')!r}; give it with -m FOLDER")
+    if found.source == "a1111" and not {"prompt_syntax"} & (options | order.options).keys():
+        say(f"{path}: its prompt is read with A1111's syntax; --prompt-syntax plain takes brackets as they stand")
+        options["prompt_syntax"] = "a1111"
+    if model is None and ours and (name := str(settings.get("model"))) != find_model(None).resolve().name:
+        if not Path(name).exists():
+            raise ValueError(f"{path}: was made with the model {name!r}; give it with -m FOLDER")
+        model = Path(name)
+        say(f"{path}: its model is {name!r}, as it lies here")
     made_with = {"file": str(path), "model_sha256": settings.get("model_sha256") if ours else None}
     made_with |= {name: settings.get(name) for name in ("prediction_type", "model_config")}
     merged = options | order.options
@@ -176,12 +183,13 @@ def _as_picture(order: Order, path: Path, model: Path | None) -> tuple[Order, Pa
 
 def _file(picture: Path, flag: str, name: str, digest: str, files: Callable[[Path], list[Path]] | None = None) -> Path:
     """A file that a picture was made with: in the current folder or beside the picture, known by its bytes."""
-    for place in (Path(name), picture.parent / name):
+    near = [Path(name), picture.parent / name, *sorted(Path().glob(f"*/{glob.escape(name)}"))]
+    for place in near:
         if place.exists() and sha256(*(files or weights_of)(place)) == digest:
             return place
     raise ValueError(
-        f"{picture}: was made with {name!r} (sha256 {digest[:12]}...), which is neither here nor beside it; "
-        f"give {flag} FILE"
+        f"{picture}: was made with {name!r} (sha256 {digest[:12]}...), which is neither here, nor in a "
+        f"folder here, nor beside it; give {flag} FILE"
     )
 
 

@@ -167,6 +167,8 @@ def read_vae(path: Path, like: AutoencoderKL) -> tuple[AutoencoderKL, list[str]]
     A file says nothing of its config: it is `like`'s, as is its latent scale.
     """
     if path.is_dir():
+        if (path / "vae").is_dir():
+            raise ValueError(f"--vae {path}: a whole pipeline; give {path / 'vae'}")
         return AutoencoderKL.load(path), []
     with open_single_file(path) as (_, shapes):  # refuses a pickle by name
         prefix = next((p for p in (PREFIX, "") if p + LDM_VAE in shapes), None)

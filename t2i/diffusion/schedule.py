@@ -188,7 +188,7 @@ def levels(
     if not 1 <= n <= T:
         raise ValueError(f"num_inference_steps = {n} is not in 1..{T}, the schedule's num_train_timesteps = {T}")
     if spacing not in SPACINGS:
-        raise ValueError(f"timestep_spacing = {spacing!r} is unknown: choose one of {', '.join(SPACINGS)}")
+        raise ValueError(f"spacing (timestep_spacing) = {spacing!r} is unknown: choose one of {', '.join(SPACINGS)}")
     if offset < 0 or end not in (0, 1):
         raise ValueError(f"steps_offset = {offset}, end = {end}: steps_offset must be >= 0 and end 0 or 1")
     if sigmas is not None and sigmas not in SIGMAS:

@@ -142,8 +142,8 @@ _ALIASES = {
 def find_solver(name: str, eta: float = 0.0) -> Solver:
     """The solver of that name; ValueError for an unknown name, or for an eta it has no use for."""
     if name not in SOLVERS:
-        nearest = get_close_matches(name, SOLVERS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"solver = {name!r} is unknown: did you mean {nearest!r}? Choose one of {', '.join(SOLVERS)}")
+        near = _did_you_mean(get_close_matches(name, SOLVERS, n=1))
+        raise ValueError(f"solver = {name!r} is unknown: {near}choose one of {', '.join(SOLVERS)}")
     if eta != 0 and not SOLVERS[name].takes_eta:
         able = " or ".join(repr(other) for other, solver in SOLVERS.items() if solver.takes_eta)
         raise ValueError(f"eta = {eta} means nothing to solver {name!r}: leave it at 0, or choose {able}")
@@ -165,13 +165,17 @@ def parse_solver(name: str) -> tuple[str, str | None]:
     names |= {solver.diffusers.lower(): key for key, solver in reversed(SOLVERS.items()) if solver.diffusers}
     names |= _ALIASES | {key: key for key in SOLVERS}
     if wanted not in names:
-        nearest = names[get_close_matches(wanted, names, n=1, cutoff=0.0)[0]]
+        near = _did_you_mean([names[close] for close in get_close_matches(wanted, names, n=1)])
         labels = ", ".join(f"{key} ({solver.label})" for key, solver in SOLVERS.items())
-        raise ValueError(f"solver = {name!r} is unknown: did you mean {nearest!r}? Choose one of {labels}")
+        raise ValueError(f"solver = {name!r} is unknown: {near}choose one of {labels}")
     solver = names[wanted]
     if sigmas is not None and SOLVERS[solver].grid == "lcm":
         raise ValueError(f"solver = {name!r}: {solver!r} walks a list of its own; leave {sigmas!r} out")
     return solver, sigmas
+
+
+def _did_you_mean(near: list[str]) -> str:
+    return f"did you mean {near[0]!r}? Else " if near else ""
 
 
 def canonical_solver(name: str) -> str:

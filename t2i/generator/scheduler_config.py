@@ -189,6 +189,7 @@ class SchedulerConfig(ComponentConfig):
     ] = Field(default="ddim", exclude=True)
     sigmas: Literal["karras", "exponential"] | None = Field(default=None, exclude=True)
     absent: tuple[str, ...] = Field(default=(), exclude=True)
+    clips_elsewhere: bool = Field(default=False, exclude=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -232,6 +233,7 @@ class SchedulerConfig(ComponentConfig):
         read = {
             "solver": "dpm++2m-sde" if sde else SOLVER_OF[name],
             "sigmas": _curve(values, where),
+            "clips_elsewhere": "clip_sample" in foreign and values.get("clip_sample", True) is not False,
             "absent": tuple(key for key in ("timestep_spacing", "set_alpha_to_one") if key not in values),
         }
         return super().parse(own | rest | read, where)

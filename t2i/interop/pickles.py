@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from t2i.component import MOST_HEADER
 from t2i.interop.ignorable import split_ignorable
 from t2i.text.openclip import first_line
 
@@ -18,6 +19,12 @@ class Inert:
 CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do: the length of a JSON header, then the header."""
+    with path.open("rb") as file:
+        return int.from_bytes(file.read(8), "little") <= MOST_HEADER and file.read(1) == b"{"
+
+
 def read_ckpt(path: Path) -> dict[str, Tensor]:
     """The state dict in a pickle, read with `weights_only=True`; what is no tensor in it is a ValueError."""
     named: Any = (Inert, CALLBACK)  # torch takes a class with the name that it has in the file
@@ -27,7 +34,9 @@ def read_ckpt(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file") from None
     except pickle.UnpicklingError as error:
-        cause = next((line for line in str(error).splitlines() if "GLOBAL" in line.upper()), first_line(error))
+        if is_safetensors(path):
+            raise ValueError(f"{path}: is a safetensors file: name it so, {path.with_suffix('.safetensors')}") from None
+        cause = next((line for line in str(error).splitlines() if "GLOBAL" in line.upper()), "no pickle of torch's")
         raise ValueError(f"{path}: holds more than tensors, which is not read, as it can run code ({cause})") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a readable checkpoint ({first_line(error)})") from None

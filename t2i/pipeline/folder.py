@@ -139,6 +139,8 @@ def locate(name: str | Path, revision: str | None = None, variant: str | None = 
         if revision is not None:
             raise ValueError(f"{folder}: is a folder here; a revision ({revision}) is one of a hub repository")
         return folder
+    if folder.suffix in (".safetensors", ".ckpt"):
+        raise ValueError(f"{folder}: no such file")
     if folder.is_absolute() or len(folder.parts) != 2 or str(folder).startswith("."):
         raise ValueError(f"{folder}: no such folder; a model is a folder with {INDEX}, {', '.join(COMPONENTS)}")
     place = _fetch(str(name), revision, _patterns(variant))
@@ -176,6 +178,11 @@ def load(name: str | Path, revision: str | None = None, variant: str | None = No
     scheduler = SchedulerConfig.load(folder / "scheduler")
     refuse_other_unets(folder / "unet" / "config.json")
     generator = bind(UNet.load(folder / "unet", variant=chosen["unet"]), scheduler, folder)
+    if scheduler.clips_elsewhere:
+        report.append(
+            "scheduler: its file asks for, or leaves to the class, that DDIM and DDPM clip what they predict "
+            "(clip_sample); latents are not clipped here"
+        )
     own = folder / OWN
     defaults = Defaults.read(own) if own.is_file() else Defaults(solver=scheduler.solver)
     vae = AutoencoderKL.load(folder / "vae", variant=chosen["vae"])

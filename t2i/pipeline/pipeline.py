@@ -117,7 +117,7 @@ class Pipeline:
 
     def __call__(
         self,
-        prompts: str | Sequence[Any] | None = None,
+        prompt: str | Sequence[Any] | None = None,
         negative_prompt: str | Sequence[Any] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
@@ -136,20 +136,24 @@ class Pipeline:
         batch_size: int = 8,
         image: Any = None,
         strength: float | None = None,
-        mask: Any = None,
+        mask_image: Any = None,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         spacing: str | None = None,
         sigmas: str | None = None,
-        clip_skip: int = 1,
+        clip_skip: int | None = None,
         prompt_syntax: str = "plain",
         long_prompts: bool = False,
         towards: Sequence[tuple[str, float] | None] | None = None,
         variation_seeds: int | Sequence[int] | None = None,
         variation_strength: float = 0.0,
     ) -> Output:
-        """Pictures of prompts: "pil" a list, "np" NHWC and "pt" NCHW in [0, 1], "latent" scaled latents."""
+        """Pictures of prompts: "pil" a list, "np" NHWC and "pt" NCHW in [0, 1], "latent" scaled latents.
+
+        The names are diffusers', but `clip_skip` counts as A1111 does: 1, or None, is the last layer, 2 the one before.
+        """
         given = {k: v for k, v in locals().items() if k not in ("self", "output_type", "callback_on_step_end")}
+        given |= {"prompts": given.pop("prompt"), "mask": given.pop("mask_image"), "clip_skip": clip_skip or 1}
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type = {output_type!r} is unknown: choose one of {', '.join(OUTPUT_TYPES)}")
         job = self.prepare(Request(**given))

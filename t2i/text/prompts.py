@@ -74,7 +74,9 @@ def cut_prompt(encoder: TextEncoder, text: str, syntax: str, chunks: bool) -> Cu
     for i, (part, words) in enumerate(zip(parts, read_words(encoder.tokenizer, [p.text for p in parts]), strict=True)):
         if part.breaks:
             if not chunks:
-                raise ValueError("prompt: BREAK begins a new chunk: ask for long prompts, or take it out")
+                raise ValueError(
+                    "prompt: BREAK begins a new chunk: give --long-prompts (long_prompts=True), or take it out"
+                )
             cut.chunks.append([])
         for id, start in zip(*words, strict=True):
             if len(cut.chunks[-1]) == room:

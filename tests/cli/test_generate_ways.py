@@ -1,6 +1,7 @@
 """`t2i generate`: the same picture again from its file, pictures from pictures, lines of JSON, and what is refused."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -192,6 +193,21 @@ def test_another_models_picture_and_another_programs_are_said(t2i, model, tmp_pa
     settings = read_settings(pngs(tmp_path / "theirs")[0])
     wanted = {"prompt": "a red circle", "steps": 2, "solver": "dpm++2m", "sigmas": "karras", "cfg": 3, "seed": 4}
     assert settings | wanted | {"size": "20x16"} == settings
+    assert settings["prompt_syntax"] == "a1111" and "is read with A1111's syntax" in err
+    assert t2i("--from", "a1111.png", "-m", model, "-o", "flat", "--prompt-syntax", "plain")[0] == 0
+    assert read_settings(pngs(tmp_path / "flat")[0]).get("prompt_syntax", "plain") == "plain"
+
+
+def test_a_picture_finds_its_model_and_its_files_in_the_folder_that_it_was_made_from(t2i, model, tmp_path, files):
+    shutil.copytree(model, tmp_path / "tiny-model")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "init.png").rename(tmp_path / "deep" / "init.png")
+    asked = ("--steps", 2, "--seed", 1, "--init-image", "deep/init.png")
+    assert t2i("a red circle", "-m", "tiny-model", *asked)[0] == 0
+    made = pngs(tmp_path / "outputs")[0]
+    code, _, err = t2i("--from", made, "-o", "again")
+    assert code == 0 and "its model is 'tiny-model', as it lies here" in err
+    assert np.array_equal(pixels(pngs(tmp_path / "again")[0]), pixels(made))
 
 
 @pytest.mark.parametrize(

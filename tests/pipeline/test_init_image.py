@@ -94,7 +94,7 @@ def test_inpainting_by_blending_is_stocks(ours, stock_inpaint, solver, eta, stre
         expected = stock_run(
             stock_inpaint, solver, prompt, mask_image=half_mask(), generator=generators(seed)[0], **options
         )
-        found = ours(prompt, mask=half_mask(), seeds=seed, solver=solver, **options, **ASKED).images
+        found = ours(prompt, mask_image=half_mask(), seeds=seed, solver=solver, **options, **ASKED).images
         assert apart(found, expected) <= 1e-4
 
 
@@ -103,15 +103,15 @@ def test_inpainting_by_concatenation_is_stocks(nine, eta, strength):
     ours, stock = nine
     options = {"image": noise_picture(), "strength": strength, "eta": eta}
     expected = stock_run(stock, "ddim", PROMPTS[0], mask_image=half_mask(), generator=generators(4)[0], **options)
-    found = ours(PROMPTS, mask=half_mask(), seeds=[4, 4], **options, **ASKED).images
+    found = ours(PROMPTS, mask_image=half_mask(), seeds=[4, 4], **options, **ASKED).images
     assert apart(found[:1], expected) <= 1e-4
     whole = Image.new("L", (16, 16), 255)
-    other = ours(PROMPTS, mask=whole, seeds=[4, 4], **options, **ASKED).images
+    other = ours(PROMPTS, mask_image=whole, seeds=[4, 4], **options, **ASKED).images
     assert apart(other[:1], expected) > 1e-3
 
 
 def test_what_the_mask_keeps_is_the_picture(ours):
-    asked = {"image": noise_picture(), "mask": half_mask(), "seeds": 1} | ASKED
+    asked = {"image": noise_picture(), "mask_image": half_mask(), "seeds": 1} | ASKED
     found = ours(PROMPTS[0], **asked).images
     kept = ours("x", **asked | {"num_inference_steps": 2}).images
     assert apart(found[..., :4], kept[..., :4]) <= 1e-5  # the same sample of the picture's posterior
@@ -136,12 +136,12 @@ def test_another_size_is_cropped_and_said(ours):
     ("options", "message"),
     [
         ({"strength": 0.5}, "strength is given without an image"),
-        ({"mask": half_mask()}, "mask is given without an image"),
+        ({"mask_image": half_mask()}, "mask is given without an image"),
         ({"image": noise_picture(), "strength": 0.0}, "strength = 0.0 is not in 0..1"),
         ({"image": noise_picture(), "strength": 1.1}, "strength = 1.1 is not in 0..1"),
         ({"image": noise_picture(), "strength": 0.1}, "leaves no step to take"),
-        ({"image": noise_picture(), "mask": half_mask((8, 16))}, "mask is 8x16, but image 16x16"),
-        ({"image": noise_picture(), "mask": Image.new("L", (16, 16))}, "mask has nothing white"),
+        ({"image": noise_picture(), "mask_image": half_mask((8, 16))}, "mask is 8x16, but image 16x16"),
+        ({"image": noise_picture(), "mask_image": Image.new("L", (16, 16))}, "mask has nothing white"),
         ({"image": torch.zeros(3, 8, 8)}, r"image has shape \(3, 8, 8\)"),
         ({"image": torch.full((3, 16, 16), 2.0)}, r"outside of \[-1, 1\]"),
         ({"image": "cat.png"}, "image is str"),

@@ -166,7 +166,7 @@ def check_from_a_picture(pairs, kind, way, solver, strength):
     else:  # one picture: stock gives all pictures of a batch the first one's sample
         more = {"mask_image": mask()}
         expected = stock_run(pair.stock, solver, PROMPTS[:1], [3], StableDiffusionInpaintPipeline, **options, **more)
-        found = our_run(pair.ours, solver, PROMPTS[:1], [3], mask=mask(), **options)
+        found = our_run(pair.ours, solver, PROMPTS[:1], [3], mask_image=mask(), **options)
     assert apart(found, expected) <= 1e-4
     return expected
 
@@ -220,7 +220,7 @@ def test_stock_blending_after_whole_steps_alone(pairs, monkeypatch, solver):
     more: dict[str, Any] = {"mask_image": mask(), "callback_on_step_end": put_back}
     monkeypatch.setattr(kind, "step", watched)
     expected = stock_run(pair.stock, solver, PROMPTS[:1], [3], StableDiffusionInpaintPipeline, **options, **more)
-    assert apart(our_run(pair.ours, solver, PROMPTS[:1], [3], mask=mask(), **options), expected) <= 1e-4
+    assert apart(our_run(pair.ours, solver, PROMPTS[:1], [3], mask_image=mask(), **options), expected) <= 1e-4
     assert len(found) == SOLVERS[solver].evaluations(STEPS)
 
 
@@ -247,7 +247,7 @@ def test_saved_by_us_stock_loads_it(pairs, tmp_path, kind, in_channels):
     if in_channels == 9:
         options = {"image": picture(), "strength": 1.0}
         expected = stock_run(stock, "ddim", PROMPTS[:1], [3], mask_image=mask(), **options)
-        assert apart(our_run(pair.ours, "ddim", PROMPTS[:1], [3], mask=mask(), **options), expected) <= 1e-4
+        assert apart(our_run(pair.ours, "ddim", PROMPTS[:1], [3], mask_image=mask(), **options), expected) <= 1e-4
         return
     expected = stock_run(stock, "ddim", PROMPTS, [3, 9])
     assert apart(our_run(pair.ours, "ddim", PROMPTS, [3, 9]), expected) <= 1e-4

@@ -28,7 +28,7 @@ def check_alike(ours, stock, in_channels=4, solver="ddim"):
         return
     options = {"image": picture(), "strength": 1.0}
     expected = stock_run(stock, solver, PROMPTS[:1], [3], mask_image=mask(), **options)
-    assert apart(our_run(ours, solver, PROMPTS[:1], [3], mask=mask(), **options), expected) <= 1e-4
+    assert apart(our_run(ours, solver, PROMPTS[:1], [3], mask_image=mask(), **options), expected) <= 1e-4
 
 
 def same_weights(stock, other):
