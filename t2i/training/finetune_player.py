@@ -81,12 +81,12 @@ def prepare_player(pipeline: Pipeline, recipe: FinetuneRecipe) -> Trained:
     if recipe.method == "textual-inversion":
         assert recipe.inversion is not None
         weights = {"vectors": learn_token(text, recipe.inversion, recipe.seed)}
-        freeze_in(unet, recipe)
+        narrow(pipeline, recipe)
         return Trained(unet, text, weights, True)
     trained: dict[str, nn.Module] = {"unet": unet}
     if recipe.lora is not None:
         add_lora(unet, recipe.lora, recipe.seed)
-        freeze_in(unet, recipe)
+        narrow(pipeline, recipe)
         if recipe.lora.text_encoder:
             add_lora(text.tower, recipe.lora, recipe.seed + 1)
             trained["text_encoder"] = text.tower
@@ -99,12 +99,17 @@ def prepare_player(pipeline: Pipeline, recipe: FinetuneRecipe) -> Trained:
     return Trained(unet, text, found, recipe.trains_text)
 
 
-def freeze_in(unet: UNet, recipe: FinetuneRecipe) -> None:
-    """Put the weights that are not trained in the precision of the training: half the memory, and no casts."""
+def narrow(pipeline: Pipeline, recipe: FinetuneRecipe) -> None:
+    """Put what is not trained in the precision of the training: half the memory, and no casts.
+
+    Not in float16 what may overflow there: text encoder and autoencoder.
+    """
     half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(recipe.train.mixed_precision)
-    for weight in unet.parameters():
-        if half is not None and not weight.requires_grad:
-            weight.data = weight.data.to(half)
+    networks: list[nn.Module] = [pipeline.generator.unet]
+    if half == torch.bfloat16:
+        networks += [pipeline.autoencoder] if recipe.trains_text else [pipeline.autoencoder, pipeline.text_encoder]
+    for weight in (w for network in networks for w in network.parameters() if half is not None and not w.requires_grad):
+        weight.data = weight.data.to(half)
 
 
 def learn_token(text: TextEncoder, config: Inversion, seed: int) -> nn.Parameter:

@@ -90,6 +90,8 @@ def test_in_half_precision_what_is_frozen_is_half_and_what_is_trained_is_not(mod
     task = f.run(model, data, tmp_path / "half", *arguments, "train.mixed_precision=bf16")
     kinds = {(w.dtype, w.requires_grad) for w in task.pipeline.generator.unet.parameters()}
     assert kinds == {(torch.bfloat16, False), (torch.float32, True)}
+    frozen = (task.pipeline.autoencoder, task.pipeline.text_encoder)
+    assert {w.dtype for network in frozen for w in network.parameters()} == {torch.bfloat16}
     files = [load_file(tmp_path / name / "pytorch_lora_weights.safetensors") for name in ("wide", "half")]
     assert all(w.dtype == torch.float32 for w in files[1].values())
     first, second = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("wide", "half"))
