@@ -55,7 +55,7 @@ class Ours:
         from t2i.cli.finetune_run import complete, gather, look
         from t2i.cli.models import open_model
         from t2i.training import loop
-        from t2i.training.finetune import FinetuneTask
+        from t2i.training.finetune_measure import Finetuning
         from t2i.training.optim import learning_rate
 
         settings = {
@@ -78,7 +78,7 @@ class Ours:
         values = gather([f"{key}={value}" for key, value in settings.items()], where)
         pipeline = open_model(values["model"])
         recipe, sources = complete(values, pipeline, look(values, pipeline, quiet=True))
-        self.task, self.config = FinetuneTask(recipe, pipeline, sources, quiet=True), recipe.train
+        self.task, self.config = Finetuning(recipe, pipeline, sources, quiet=True), recipe.train
         self.accelerator = Accelerator(mixed_precision=precision)
         plan = loop.Plan.of(self.config, 1, False)
         self.players = {

@@ -18,7 +18,7 @@ from t2i.component import read_json
 from t2i.data.transforms import to_float, to_pixels
 from t2i.evaluation.clip_score import Judge, open_judge
 from t2i.evaluation.contestants import Finished, Model, Sampling, is_finished, native_sizes
-from t2i.evaluation.evaluate import Evaluation, choose_prompts
+from t2i.evaluation.evaluate import Evaluation
 from t2i.evaluation.features import Features, open_features
 from t2i.evaluation.figures import shown
 from t2i.evaluation.frechet import Reference
@@ -26,6 +26,7 @@ from t2i.evaluation.measures import local_name
 from t2i.evaluation.reference import ReferencePictures, open_reference
 from t2i.evaluation.report import Page, write
 from t2i.evaluation.rows import Row
+from t2i.evaluation.setting import choose_prompts
 from t2i.evaluation.store import Store
 from t2i.pipeline import Pipeline
 from t2i.pipeline.sheet import Sheet

@@ -18,9 +18,8 @@ from t2i.data.named import config_for
 from t2i.data.source import DataConfig
 from t2i.pipeline import Pipeline
 from t2i.text.counts import count_tokens
-from t2i.training.finetune import FinetuneTask
 from t2i.training.finetune_data import Sources, apart, check_prompts
-from t2i.training.finetune_measure import measure_before
+from t2i.training.finetune_measure import Finetuning, measure_before
 from t2i.training.finetune_plan import plan_lines
 from t2i.training.finetune_recipe import FinetuneRecipe, fill
 from t2i.training.loop import train
@@ -48,7 +47,7 @@ def run(arguments: list[str], given: dict[str, str]) -> None:
         (recipe.run / ".lock").touch()
     except OSError as error:
         raise ValueError(f"out = {recipe.run}: cannot be written ({error.strerror}): give another with -o") from None
-    task = FinetuneTask(recipe, pipeline, sources, quiet=quiet)
+    task = Finetuning(recipe, pipeline, sources, quiet=quiet)
     if not quiet:
         write_check(check, recipe.run / "check")
         typer.echo("\n".join(["", *plan_lines(task), ""]))

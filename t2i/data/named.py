@@ -8,10 +8,10 @@ from huggingface_hub import snapshot_download
 from pydantic import ValidationError
 
 from t2i.config import explain
+from t2i.data.data_config import DataConfig
 from t2i.data.folder import METADATA, PICTURES, SIDECARS, FolderSource, Naming
 from t2i.data.parquet import ParquetSource
 from t2i.data.record import Source
-from t2i.data.source import DataConfig
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 SPLIT = re.compile(r"\b(train|training|test|valid|validation|val|dev|eval)\b")

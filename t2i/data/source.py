@@ -1,82 +1,18 @@
-"""`data:` of a recipe, and the source that it names."""
+"""The source that `data:` of a recipe names, and its parts."""
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from PIL import ImageColor
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-
+from t2i.data.data_config import DataConfig
 from t2i.data.folder import FolderSource, Naming
 from t2i.data.record import Record, Report, Source, fingerprint
-from t2i.data.scenes import LEAST_PIXELS, PIXELS, ScenesSource, ScenesSubset
+from t2i.data.scenes import ScenesSource
 from t2i.randomness import permutation
 
 __all__ = ["DataConfig", "Record", "Report", "Source", "Subset", "open_source", "split"]
 
 MIN_SPLIT = 4
-ONLY_FOR = {
-    "count": ("scenes",),
-    "seed": ("scenes",),
-    "subset": ("scenes",),
-    "pixels": ("scenes",),
-    "image_column": ("parquet", "hub"),
-    "caption_column": ("parquet", "folder", "hub"),
-    "path": ("parquet", "folder", "hub"),
-    "revision": ("hub",),
-    "file_name_captions": ("folder", "hub"),
-    "kohya_folders": ("folder", "hub"),
-    "instance_prompt": ("folder", "hub"),
-}
-
-
-class DataConfig(BaseModel):
-    """Where the captioned pictures come from, and what is left out."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    source: Literal["folder", "parquet", "hub", "scenes"] = "scenes"
-    path: str | list[str] | None = None
-    image_column: str = "image"
-    caption_column: str = "text"
-    revision: str | None = Field(None, description="hub: a branch, tag or commit")
-    file_name_captions: bool = Field(False, description="folder: red_frog_001.png, if nothing else, is 'red frog'")
-    kohya_folders: bool | None = Field(
-        None, description="folder: N_name holds pictures N times, captioned 'name'; by default where all lie in such"
-    )
-    instance_prompt: str | None = Field(None, pattern=r"\S", description="folder: for pictures without a caption")
-    count: int = Field(4096, ge=1, description="scenes: how many")
-    seed: int = Field(0, ge=0, description="scenes: which")
-    subset: ScenesSubset = Field("train", description="scenes: of which part of the grammar")
-    pixels: int = Field(PIXELS, ge=LEAST_PIXELS, description="scenes: side of a picture before it is resized")
-    background: str = Field("white", description="colour under transparent pictures")
-    max_bad_share: float = Field(0.01, ge=0, le=1, description="unreadable pictures past this share stop the run")
-    exclude: str | None = Field(None, description="text file, one caption a line: these rows are left out")
-    only: str | None = Field(None, description="text file, one caption a line: all other rows are left out")
-    allow_empty_captions: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_the_default(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in values.items() if value is not None}
-
-    @field_validator("background")
-    @classmethod
-    def _colour(cls, name: str) -> str:
-        ImageColor.getrgb(name)  # raises a ValueError that names the colour
-        return name
-
-    @model_validator(mode="after")
-    def _keys_fit_source(self) -> "DataConfig":
-        if self.source != "scenes" and not self.path:
-            raise ValueError(f"data.path is needed for data.source={self.source}: a {self.source}, or a list of them")
-        for key, sources in ONLY_FOR.items():
-            if self.source not in sources and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(
-                    f"data.{key} means nothing for data.source={self.source} (only {', '.join(sources)}): "
-                    f"leave it out, or set data.{key}=null"
-                )
-        return self
 
 
 class Subset:

@@ -1,39 +1,24 @@
 """The anchors of an evaluation as rows: halves of the reference, the autoencoder's floor, a ladder of noise."""
 
 import warnings
-from typing import TYPE_CHECKING
 
 from t2i import randomness
-from t2i.evaluation.anchors import LADDER, coupled
-from t2i.evaluation.contestants import Finished, Model
+from t2i.evaluation.anchors import coupled
 from t2i.evaluation.jackknife import Replicates, group_by
 from t2i.evaluation.measures import OF_FEATURES, measure, reference_of
-from t2i.evaluation.picture_sets import PictureSet, real, through, under_noise
 from t2i.evaluation.protocol import Protocol
-from t2i.evaluation.reference import ReferencePictures
 from t2i.evaluation.rows import Row
+from t2i.evaluation.setting import REAL, VAE, Setting
 
-if TYPE_CHECKING:
-    from t2i.evaluation.evaluate import Evaluation
-
-REAL, VAE = "real", "vae"
 LEAST = 8  # reference pictures, for two halves
 
 
-def anchor_sets(reference: ReferencePictures, contestant: Model | Finished, batch: int) -> dict[str, PictureSet]:
-    """The reference's pictures, through the model's autoencoder, and under noise."""
-    found = {REAL: real(reference, batch)}
-    if isinstance(contestant, Model):
-        found[VAE] = through(reference, contestant.pipeline.autoencoder, contestant.vae, batch)
-    return found | {f"noise {std:g}": under_noise(reference, std, batch) for std in LADDER}
-
-
-def anchor_rows(evaluation: "Evaluation") -> list[Row]:
+def anchor_rows(setting: Setting) -> list[Row]:
     """One half of the reference, as it is and made worse, against its other half: all of one size, so they compare.
 
     The autoencoder's pictures are also held against their own originals (rFD), where nothing but the coding differs.
     """
-    whole = evaluation.real_features
+    whole = setting.real_features
     assert whole is not None
     n = len(whole)
     if n < LEAST:
@@ -44,27 +29,27 @@ def anchor_rows(evaluation: "Evaluation") -> list[Row]:
     groups = group_by([str(i) for i in mine.tolist()]), group_by([str(i) for i in other.tolist()])
     half = reference_of(whole[other])
     found: dict[str, dict[str, Replicates]] = {}
-    for name, pictures in evaluation.anchors.items():
-        sample = evaluation.features_of(pictures)[mine]
+    for name, pictures in setting.anchors.items():
+        sample = setting.features_of(pictures)[mine]
         found[name] = {}
-        for metric in (m for m in evaluation.metrics if m in OF_FEATURES):
-            key = ("half", pictures.key, evaluation.features.fingerprint, evaluation.reference_hash)
+        for metric in (m for m in setting.metrics if m in OF_FEATURES):
+            key = ("half", pictures.key, setting.features.fingerprint, setting.reference_hash)
             try:
-                found[name] |= measure(evaluation.store, [metric], sample, whole[other], half, groups, *key)
+                found[name] |= measure(setting.store, [metric], sample, whole[other], half, groups, *key)
             except ValueError as error:  # too few in half a reference for this metric
                 warnings.warn(f"no anchors of {metric}: {error}", stacklevel=2)
-    rows = _rows(found, _protocol(evaluation, len(mine), len(other)))
-    if VAE in evaluation.anchors and "fd" in evaluation.metrics:
+    rows = _rows(found, _protocol(setting, len(mine), len(other)))
+    if VAE in setting.anchors and "fd" in setting.metrics:
         every = group_by([str(i) for i in range(n)])
-        coded = coupled(evaluation.features_of(evaluation.anchors[VAE]), whole, every)
-        protocol = _protocol(evaluation, n, n)
+        coded = coupled(setting.features_of(setting.anchors[VAE]), whole, every)
+        protocol = _protocol(setting, n, n)
         rows.append(Row.of("rfd", coded.estimate(), protocol, anchor="vae, against its own originals"))
     return rows
 
 
-def _protocol(evaluation: "Evaluation", n: int, n_ref: int) -> Protocol:
+def _protocol(setting: Setting, n: int, n_ref: int) -> Protocol:
     """Of real pictures: no prompt, noise or guidance plays a part."""
-    found = evaluation.protocol(None, n=n, n_ref=n_ref)
+    found = setting.protocol(None, n=n, n_ref=n_ref)
     drawn: dict[str, None] = dict.fromkeys(("prompts", "text_encoder", "solver", "steps", "guidance", "seeds"))
     return found.model_copy(update=drawn)
 

@@ -1,7 +1,7 @@
 """The bound and what the captions tell, as rows of an evaluation."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -10,30 +10,28 @@ from t2i.evaluation.contestants import Model
 from t2i.evaluation.protocol import Protocol, prompts_hash
 from t2i.evaluation.reference import ReferencePictures
 from t2i.evaluation.rows import Row
+from t2i.evaluation.setting import Setting
 from t2i.evaluation.store import Task, digest
-
-if TYPE_CHECKING:
-    from t2i.evaluation.evaluate import Evaluation
 
 EXTRA = ("variance", "unit", "conditioning", "dims", "draws", "truncated", "t")
 
 
-def bound_rows(evaluation: "Evaluation", quiet: bool = False) -> list[Row]:
+def bound_rows(setting: Setting, quiet: bool = False) -> list[Row]:
     """The bound of the reference's first pictures, as many as are drawn: no guidance, sampler or judge is in it."""
-    model, reference = evaluation.contestant, evaluation.reference
+    model, reference = setting.contestant, setting.reference
     assert isinstance(model, Model) and isinstance(reference, ReferencePictures)
     n, seed = min(len(model.prompts), len(reference)), model.sampling.seed
     captions = reference.captions[:n]
 
     def make() -> dict[str, np.ndarray]:
         report = latent_bound(
-            model.pipeline, reference.pictures.batch, captions, seed=seed, batch_size=evaluation.batch, quiet=quiet
+            model.pipeline, reference.pictures.batch, captions, seed=seed, batch_size=setting.batch, quiet=quiet
         )
         return {"rows": np.array(json.dumps(report.rows()))}
 
     where = (model.dtype, model.pipeline.device.type)
-    key = digest("bound", model.fingerprint, reference.hash, captions, seed, DRAWS, evaluation.batch, *where)
-    found: list[dict[str, Any]] = json.loads(str(evaluation.store.arrays("bound", Task(key, n, make))["rows"]))
+    key = digest("bound", model.fingerprint, reference.hash, captions, seed, DRAWS, setting.batch, *where)
+    found: list[dict[str, Any]] = json.loads(str(setting.store.arrays("bound", Task(key, n, make))["rows"]))
     protocol = Protocol(
         n=n,
         size=reference.size,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from t2i import randomness
 from t2i.autoencoder.kl import Gaussian
-from t2i.component import save_weights, write_json
+from t2i.component import save_weights
 from t2i.conditioning import Conditioning
 from t2i.data.captions import shuffle_tags
 from t2i.data.order import batch_indices
@@ -211,16 +211,6 @@ class FinetuneTask:
         else:
             pipe.save_pretrained(folder / MODEL)
             write_pointer(folder, folder / MODEL)
-
-    def finish(self, networks: dict[str, nn.Module]) -> dict[str, Any]:
-        """Before and after: the report as numbers, and RUN/report.html."""
-        from t2i.training.finetune_measure import measure_after
-        from t2i.training.finetune_report import write_report
-
-        found = measure_after(self, networks)
-        write_json(self.recipe.run / "report.json", found)
-        write_report(self.recipe.run, found)
-        return found
 
 
 def held_timesteps(pairs: Int[Tensor, "b 2"], draws: int, T: int) -> Int[Tensor, " b"]:

@@ -23,6 +23,19 @@ SIDE = 32  # of the small copies that pictures are compared by
 COMPARED = 20_000  # training pictures that a sample is compared with, at most
 
 
+class Finetuning(FinetuneTask):
+    """A fine-tuning that ends with its report."""
+
+    def finish(self, networks: dict[str, nn.Module]) -> dict[str, Any]:
+        """Before and after: the report as numbers, and RUN/report.html."""
+        from t2i.training.finetune_report import write_report
+
+        found = measure_after(self, networks)
+        write_json(self.recipe.run / "report.json", found)
+        write_report(self.recipe.run, found)
+        return found
+
+
 def measure_before(task: FinetuneTask) -> None:
     """Losses and pictures of the model as it is, in RUN/before; what is there already is kept."""
     folder = task.recipe.run / "before"

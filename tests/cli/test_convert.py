@@ -14,7 +14,6 @@ from pipeline.stock import load_stock, write_stock
 from pipeline.tiny import make_pipeline
 from safetensors.torch import load_file, save_file
 
-from t2i.__main__ import main
 from t2i.cli.convert import parse_bytes
 from t2i.cli.models import open_model
 from t2i.component import load_weights, read_json
@@ -28,23 +27,6 @@ def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("tiny") / "tiny-model"
     make_pipeline(unet=PLAIN).save_pretrained(path)
     return path
-
-
-@pytest.fixture
-def t2i(monkeypatch, tmp_path, capsys):
-    """t2i(*arguments) -> (exit code, stdout, stderr), in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["t2i", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def tensors(folder):

@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from PIL import Image
 from pipeline.tiny import CAPTIONS, make_pipeline
 from training.processes import ranks
 
-from t2i.__main__ import main
 from t2i.evaluation.contestants import Model
 from t2i.evaluation.rows import read_rows
 from t2i.pipeline import Pipeline
@@ -43,23 +41,6 @@ def world(tmp_path_factory):
         Image.fromarray(noise).save(place / "real" / f"{i}.png")
         (place / "real" / f"{i}.txt").write_text(f"{CAPTIONS[i % 4]} {i // 8}")
     return place
-
-
-@pytest.fixture
-def t2i(monkeypatch, tmp_path, capsys):
-    """t2i(*arguments) -> (exit code, stdout, stderr), in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["t2i", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def asked(world, out, **flags):

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 from pipeline.tiny import make_pipeline
 
-from t2i.__main__ import main
 from t2i.pipeline import Pipeline
 from t2i.pipeline.outputs import read_settings
 
@@ -24,23 +23,6 @@ def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("tiny") / "tiny-model"
     make_pipeline().save_pretrained(path)
     return path
-
-
-@pytest.fixture
-def t2i(monkeypatch, tmp_path, capsys):
-    """t2i(*arguments) -> (exit code, stdout, stderr), in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["t2i", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def lines(folder):

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +11,6 @@ from PIL import Image, PngImagePlugin
 from pipeline.tiny import make_pipeline
 from safetensors.torch import save_file
 
-from t2i.__main__ import main
 from t2i.pipeline.outputs import read_settings
 
 
@@ -23,20 +22,9 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def t2i(monkeypatch, tmp_path, capsys):
-    """t2i(*arguments) -> (exit code, stdout, stderr), in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["t2i", "generate", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return run
+def t2i(t2i):
+    """t2i(*arguments) of `t2i generate` -> (exit code, stdout, stderr), in an empty folder."""
+    return partial(t2i, "generate")
 
 
 @pytest.fixture

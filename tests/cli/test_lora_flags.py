@@ -1,7 +1,6 @@
 """`t2i generate --lora` and `t2i convert --merge-lora`: the same pictures, said in their settings."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import torch
 from PIL import Image
 from pipeline.stock import write_stock
 
-from t2i.__main__ import main
 from t2i.interop.lora import load_lora
 from t2i.interop.lora_write import write_lora
 from t2i.nn.lora import LoraConfig, add_lora, lora_state, remove_lora
@@ -38,23 +36,6 @@ def loras(model, tmp_path_factory):
     write_lora(folder / "frog.safetensors", {"unet": found["unet"]}, pipeline.networks, "kohya")
     write_lora(folder / "run" / "pytorch_lora_weights.safetensors", found, pipeline.networks)
     return folder / "frog.safetensors", folder / "run"
-
-
-@pytest.fixture
-def t2i(monkeypatch, tmp_path, capsys):
-    """t2i(*arguments) -> (exit code, stdout, stderr), in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["t2i", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def pixels(path):

@@ -1,14 +1,12 @@
 """What `-m` and `--vae` take: folders, single files, and what is refused with the way out."""
 
 import hashlib
-import sys
 
 import pytest
 import torch
 from pipeline.tiny import make_pipeline
 from safetensors.torch import load_file, save_file
 
-from t2i.__main__ import main
 from t2i.cli.models import build, clip_tokenizer, describe_tokenizer, hashed_files, open_model, read_file, read_vae
 from t2i.interop.keys_vae import vae_places
 from t2i.interop.layout import send
@@ -24,23 +22,6 @@ def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("tiny") / "tiny-model"
     make_pipeline(unet=PLAIN).save_pretrained(path)
     return path
-
-
-@pytest.fixture
-def t2i(monkeypatch, tmp_path, capsys):
-    """t2i(*arguments) -> (exit code, stdout, stderr), in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["t2i", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def test_a_single_file_draws_what_the_folder_draws(t2i, model, tmp_path):

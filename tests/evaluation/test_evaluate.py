@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from t2i.evaluation.evaluate import choose_prompts
 from t2i.evaluation.features import Features
 from t2i.evaluation.figures import anchors_of, shown, sweep
 from t2i.evaluation.frechet import Moments, Reference, distance, frechet
@@ -14,6 +13,7 @@ from t2i.evaluation.picture_sets import PictureSet, batches, gathered, stored
 from t2i.evaluation.protocol import Protocol
 from t2i.evaluation.report import Page, render
 from t2i.evaluation.rows import Row
+from t2i.evaluation.setting import choose_prompts
 from t2i.evaluation.store import Store, Task, digest, fill
 
 
