@@ -48,15 +48,13 @@ def write(shape: str, size: int, folder: Path) -> None:
         (folder / "pictures" / f"{k}.txt").write_text(prompt)
 
 
-class Ours:
-    """t2i: the loop's own step on the task of `t2i finetune`; the next batch is made meanwhile, as in a run."""
+class Ours(benching.OurLoop):
+    """t2i: the task of `t2i finetune`."""
 
     def __init__(self, folder: Path, size: int, batch: int, precision: str) -> None:
         from t2i.cli.finetune_run import complete, gather, look
         from t2i.cli.models import open_model
-        from t2i.training import loop
         from t2i.training.finetune_measure import Finetuning
-        from t2i.training.optim import learning_rate
 
         settings = {
             "method": "lora",
@@ -78,22 +76,7 @@ class Ours:
         values = gather([f"{key}={value}" for key, value in settings.items()], where)
         pipeline = open_model(values["model"])
         recipe, sources = complete(values, pipeline, look(values, pipeline, quiet=True))
-        self.task, self.config = Finetuning(recipe, pipeline, sources, quiet=True), recipe.train
-        self.accelerator = Accelerator(mixed_precision=precision)
-        plan = loop.Plan.of(self.config, 1, False)
-        self.players = {
-            k: loop._prepare(player, self.config, self.accelerator) for k, player in self.task.players.items()
-        }
-        self.batches = loop._prefetch(self.task, self.config, 0, plan, 0, 0)
-        self.done, self._step, self._rate = 0, loop._step, learning_rate
-
-    def step(self, batch: dict[str, Any] | None = None) -> Tensor:
-        """One step, on the task's next batch unless one is given; the loss."""
-        micros = next(self.batches) if batch is None else [batch]
-        rate = self._rate(self.done, self.config)
-        terms = self._step(self.task, self.players, micros, rate, self.config, self.accelerator, self.done)
-        self.done += 1
-        return terms["loss"]
+        super().__init__(Finetuning(recipe, pipeline, sources, quiet=True), recipe.train)
 
     def lora(self) -> dict[str, Tensor]:
         """The LoRA's live tensors, by the names that the peer has for them."""

@@ -95,8 +95,8 @@ def write(cell: Cell, folder: Path) -> None:
     build_cache(folder / "cache", PARTS, ROWS, lambda i: (mean[i], logvar[i]), captions, states, 64)
 
 
-class Ours:
-    """t2i: the loop's own step on the U-Net's own task; the next batch is made meanwhile, as in a run."""
+class Ours(benching.OurLoop):
+    """t2i: the U-Net's own task."""
 
     def __init__(self, cell: Cell, folder: Path) -> None:
         from t2i.autoencoder.kl import AutoencoderKL, AutoencoderKLConfig
@@ -105,8 +105,6 @@ class Ours:
         from t2i.generator.latent_diffusion import LatentDiffusion
         from t2i.generator.scheduler_config import SchedulerConfig
         from t2i.generator.unet import UNet
-        from t2i.training import loop
-        from t2i.training.optim import learning_rate
         from t2i.training.precompute import Frozen
         from t2i.training.unet import UNetRecipe, UNetTask
 
@@ -127,7 +125,7 @@ class Ours:
                 self.generator = LatentDiffusion.from_config(self.unet, SchedulerConfig(**cell.scheduler))
                 self.players = {"unet": self.unet}
 
-        self.config = TrainConfig(
+        config = TrainConfig(
             steps=10**6,
             global_batch=cell.batch,
             lr=LR,
@@ -137,21 +135,8 @@ class Ours:
             ema=DECAY,
             mixed_precision=cell.precision,  # pyright: ignore[reportArgumentType]
         )
-        self.task = CachedTask()
+        super().__init__(CachedTask(), config)
         self.network = self.task.unet
-        self.accelerator = Accelerator(mixed_precision=cell.precision)
-        plan = loop.Plan.of(self.config, 1, False)
-        self.players = {"unet": loop._prepare(self.network, self.config, self.accelerator)}
-        self.batches = loop._prefetch(self.task, self.config, 0, plan, 0, 0)
-        self.done, self._step, self._rate = 0, loop._step, learning_rate
-
-    def step(self, batch: dict[str, Any] | None = None) -> Tensor:
-        """One step, on the task's next batch unless one is given; the loss."""
-        micros = next(self.batches) if batch is None else [batch]
-        rate = self._rate(self.done, self.config)
-        terms = self._step(self.task, self.players, micros, rate, self.config, self.accelerator, self.done)
-        self.done += 1
-        return terms["loss"]
 
 
 class Peer:

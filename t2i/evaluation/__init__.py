@@ -1,1 +1,1 @@
-"""Measuring models: bounds, distances, scores and studies."""
+"""Measuring models: bounds, distances and scores."""

@@ -21,6 +21,7 @@ main { max-width: 62rem; margin: auto }
 figure { margin: 1rem 0 2rem; overflow-x: visible }
 figure img { max-width: 100%; height: auto }
 td { font-variant-numeric: tabular-nums; white-space: nowrap }
+th { overflow-wrap: break-word; min-width: 4.5em }
 table.wrap td { white-space: normal; overflow-wrap: anywhere }
 .note { border-left: 4px solid; padding: .25rem .75rem }
 """

@@ -96,14 +96,14 @@ def test_no_time_is_printed_where_the_sides_differ(tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["bench_train_step", "bench_generate"])
+@pytest.mark.parametrize("script", ["bench_train_step", "bench_generate", "bench_lora_step"])
 def test_a_benchmark_runs(script, tmp_path):
     options = ["--rounds", "2", "--warmups", "1"]
     if script == "bench_generate":
         make_pipeline().save_pretrained(tmp_path / "model")
         options += ["--model", str(tmp_path / "model"), "--steps", "5", "--batch", "1", "2"]
     else:
-        options += ["--cells", "tiny fp32"]
+        options += ["--tiny"] if script == "bench_lora_step" else ["--cells", "tiny fp32"]
     done = subprocess.run(
         [sys.executable, f"scripts/{script}.py", *options], cwd=ROOT, check=True, capture_output=True, text=True
     )
