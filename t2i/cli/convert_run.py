@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from t2i.interop.lora import lora_line, merge_tensors, read_lora
 from t2i.interop.pickles import read_ckpt
 from t2i.interop.single_file import Checkpoint, refuse_unwritable, write_single_file
 from t2i.pipeline import Pipeline
+from t2i.pipeline.finetuned import read_pointer
 from t2i.pipeline.folder import INDEX, NETWORKS, OWN, Stored, write
 from t2i.text.clip import PREFIX
 from t2i.text.files import read_tensors, reading
@@ -87,6 +88,14 @@ def read(asked: Conversion) -> Stored:
     """The whole source, checked, with its tensors in the dtypes that they have."""
     how = asked.how
     place = locate_model(asked.src, variant=how.variant, revision=how.revision)
+    if place.is_dir() and (run := read_pointer(place)) is not None:
+        if run.embeddings:
+            raise ValueError(
+                f"{place}: a new word, which stands beside its model: convert {run.model}, and draw with "
+                f"--embedding {run.embeddings[0]}"
+            )
+        asked = replace(asked, loras=(*((file, 1.0) for file in run.loras), *asked.loras))
+        place = locate_model(run.model, variant=how.variant)
     if place.is_dir():
         if asked.ema:
             raise ValueError(f"{place}: is a folder, which holds one U-Net; --ema is for single files")

@@ -27,6 +27,8 @@ KEYS = {
     "rank": "lora.rank",
     "lora_alpha": "lora.alpha",
     "lora_dropout": "lora.dropout",
+    "unet_lr": "train.lr",
+    "max_train_epochs": "train.epochs",
     "network_dim": "lora.rank",
     "network_alpha": "lora.alpha",
     "conv_dim": "lora.conv_rank",
@@ -50,7 +52,12 @@ SWITCHES: dict[str, tuple[str, Any]] = {
 # What they do is done here anyway, or says nothing of the result.
 NEEDLESS = {"center_crop": False, "allow_tf32": False, "resume_from_checkpoint": True, "report_to": True}
 NEEDLESS |= {"dataloader_num_workers": True, "logging_dir": True, "cache_dir": True, "repeats": True}
-NEEDLESS |= {"save_as_full_pipeline": False, "learnable_property": True, "validation_epochs": True}
+NEEDLESS |= {
+    "save_as_full_pipeline": False,
+    "learnable_property": True,
+    "num_validation_images": True,
+    "validation_epochs": True,
+}
 SPECIAL = ("gradient_accumulation_steps", "with_prior_preservation", "train_text_encoder", "validation_prompt")
 SCHEDULES = {"constant_with_warmup": "constant"}
 

@@ -11,6 +11,8 @@ from pydantic import ValidationError
 from t2i.cli.finetune_flags import apply_flags, read_flags
 from t2i.cli.generate_options import find_model, say
 from t2i.cli.models import open_model
+from t2i.cli.recipes import name_of, paths
+from t2i.component import read_json
 from t2i.config import explain, override
 from t2i.data.check import MAX_LOST, Check, Words, check_folder
 from t2i.data.check_page import write_check
@@ -66,7 +68,7 @@ def gather(arguments: list[str], given: dict[str, str]) -> dict[str, Any]:
     files = [text for text in rest if "=" not in text]
     if len(files) > 1:
         raise ValueError(f"{' and '.join(files)}: one recipe, and key=value after it")
-    values: dict[str, Any] = read_yaml(Path(files[0])) if files else {}
+    values: dict[str, Any] = read_yaml(recipe_file(files[0])) if files else {}
     for name in ("model", "method", "out"):
         if name in given:
             values[name] = given[name]
@@ -89,7 +91,17 @@ def gather(arguments: list[str], given: dict[str, str]) -> dict[str, Any]:
     if values.get("out") is None:
         said = Path(name or str(values["data"].get("path"))).name
         values["out"] = f"runs/{said}-{values.get('method', 'lora')}"
+    refuse_inside(values["out"], values["data"].get("path"))
     return values
+
+
+def refuse_inside(out: Any, data: Any) -> None:
+    """Refuse a run in the folder of its own pictures, which would take the run's pictures for more of them."""
+    run = Path(str(out)).resolve()
+    for name in data if isinstance(data, list) else [data]:
+        place = Path(str(name)).resolve()
+        if name is not None and place.is_dir() and (place == run or place in run.parents):
+            raise ValueError(f"out = {out}: lies in the folder of the pictures, {name}: give another with -o")
 
 
 def section(values: dict[str, Any], name: str) -> dict[str, Any]:
@@ -100,12 +112,18 @@ def section(values: dict[str, Any], name: str) -> dict[str, Any]:
     return dict(found)
 
 
+def recipe_file(name: str) -> Path:
+    """A recipe's file, or the shipped recipe of that name."""
+    shipped = {name_of(path): path for path in paths()}
+    return Path(name) if Path(name).exists() else shipped.get(name, Path(name))
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a recipe's file."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf8")) or {}
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such recipe; the ones shipped are in configs/finetune/") from None
+        raise ValueError(f"{path}: no such recipe; `t2i recipes` lists the ones shipped") from None
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
         raise ValueError(f"{path}: not readable YAML ({error})") from None
     if not isinstance(values, dict):
@@ -123,6 +141,11 @@ def look(values: dict[str, Any], pipeline: Pipeline, quiet: bool) -> Check:
     if not isinstance(values["size"], int) or values["size"] < 1:
         raise ValueError(f"`size`: {values['size']!r} is no number of pixels")
     if values.get("method") == "textual-inversion":
+        if values["data"].get("instance_prompt") is not None:
+            raise ValueError(
+                "data.instance_prompt (--instance-prompt) means nothing to textual-inversion, whose captions are "
+                "inversion.templates: give inversion.templates=['a photo of {token}']"
+            )
         values["data"].setdefault("allow_empty_captions", True)  # its captions are templates
     try:
         config = DataConfig.model_validate(values["data"])
@@ -151,6 +174,9 @@ def complete(values: dict[str, Any], pipeline: Pipeline, check: Check) -> tuple[
     sources = apart(check.source, check.config, held, values.get("held_out"), values.get("seed", 0))
     rms = float(pipeline.text_encoder.embeddings().detach().square().mean().sqrt())
     latents = values["size"] // pipeline.autoencoder.factor
+    begun = Path(values["out"]) / "recipe.json"
+    if begun.is_file() and "warmup_steps" not in values["train"]:  # which follows the number of steps
+        values["train"]["warmup_steps"] = read_json(begun)["train"]["warmup_steps"]
     try:
         return FinetuneRecipe.model_validate(fill(values, len(sources.train), latents, rms)), sources
     except ValidationError as error:

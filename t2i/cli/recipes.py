@@ -36,6 +36,9 @@ def copy(name: str, to: Path | None) -> None:
         to = Path(PLACE, f"{name_of(recipe)}.yaml")
     elif to.is_dir():
         to = to / recipe.name
+    if to.exists() and to.samefile(recipe):
+        typer.echo(f"{to}: the recipe itself is here; `t2i recipes copy {name} DST` makes another")
+        return
     if to.exists():
         raise ValueError(f"{to}: is there already and stays as it is; give another DST: t2i recipes copy {name} DST")
     text = recipe.read_text(encoding="utf8")

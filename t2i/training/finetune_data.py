@@ -21,6 +21,7 @@ from t2i.training.pictures import read
 from t2i.training.precompute import Frozen, captions_of, open_or_build
 
 DRAWN_AT_ONCE = 8
+SHOWN = 60  # letters of a prompt in a message
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def apart(source: Source, data: DataConfig, validation: DataConfig | None, held_
         raise ValueError(f"held_out = {held_out}: it has to be less than the number of pictures, {n}, of at least 4")
     if n < MIN_SPLIT:
         return Sources(source, source, data, data, True)
-    return Sources(*split(source, seed, held_out), data, data, False)
+    return Sources(*split(source, seed, held_out or max(2, min(n // 5, 8), min(n // 20, 512))), data, data, False)
 
 
 class MirroredSource(Subset):
@@ -132,9 +133,10 @@ def check_prompts(pipeline: Pipeline, prompts: dict[str, str | None]) -> None:
     text = pipeline.text_encoder
     for key, prompt in prompts.items():
         if prompt is not None and (cut := tokenize(text.tokenizer, [prompt], text.max_tokens).truncated[0]):
+            shown = prompt if len(prompt) <= SHOWN else f"{prompt[:SHOWN]}..."
             raise ValueError(
-                f"{key} = {prompt!r} is longer than the text encoder's {text.max_tokens} tokens: {cut!r} would be cut "
-                "off; shorten it"
+                f"{key} = {shown!r} is longer than the text encoder's {text.max_tokens} tokens: {cut[:SHOWN]!r} would "
+                "be cut off; shorten it"
             )
 
 

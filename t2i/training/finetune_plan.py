@@ -33,13 +33,25 @@ def plan_lines(task: FinetuneTask) -> list[str]:
         f"{len(task)} pictures for training, {len(task.material.held_cache)} "
         + ("the same to judge by" if task.material.same else "held out"),
         f"trained     {trained:,} of {total:,} parameters ({100 * trained / total:.2f} %)",
+        *lora_lines(task),
         f"training    {train_defaults(config)}, each picture "
         f"{config.steps * config.global_batch / len(task):.0f} times",
         f"memory      about {mib(weights + states + activations)} on {device}: weights {mib(weights)}, "
-        f"gradients and optimiser {mib(states)}, a step of {micro} pictures {mib(activations)}",
+        f"gradients and optimiser {mib(states)}, a step of {micro} pictures {mib(activations)}; "
+        "and the program itself",
         f"time        about {clock(passes * seconds)} for the steps ({seconds:.2g} s for {micro} pictures, tried), "
         "and pictures and validation beside",
     ]
+
+
+def lora_lines(task: FinetuneTask) -> list[str]:
+    """The size of a LoRA, where one is trained."""
+    if (lora := task.recipe.lora) is None:
+        return []
+    parts = [f"rank {lora.rank}, alpha {lora.alpha or lora.rank:g}, on {' and '.join(lora.targets)}"]
+    parts += [f"convolutions rank {lora.conv_rank}"] if lora.conv_rank else []
+    parts += ["the text encoder too"] if lora.text_encoder else []
+    return [f"LoRA        {', '.join(parts)}"]
 
 
 def try_steps(task: FinetuneTask, micro: int) -> tuple[float, int]:

@@ -72,7 +72,9 @@ class FinetuneRecipe(Recipe):
 
     model: str = Field(description="what is fine-tuned: a folder, a single file or a hub name")
     method: Method = "lora"
-    held_out: int | None = Field(default=None, gt=0, description="pictures set apart where there is no `validation`")
+    held_out: int | None = Field(
+        default=None, gt=0, description="pictures set apart; by default a fifth up to 8, or every 20th"
+    )
     draws: int = Field(default=20, gt=0, description="(t, noise) at which each held-out picture is judged")
     cache: str | None = Field(default=None, description="folder of cached latents and text states; RUN/cache")
     flip: bool = Field(default=False, description="half of the time mirror a picture")

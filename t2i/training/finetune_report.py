@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+FEW = 4  # pictures, whose interval says next to nothing
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse}td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #ddd}
 td:first-child,th:first-child{text-align:left}figure{display:inline-block;margin:.4rem;vertical-align:top}
@@ -24,12 +25,12 @@ def write_report(run: Path, found: dict[str, Any]) -> None:
         "<h2>Did it learn?</h2>",
         verdict(found),
         loss_table(found),
-        f"<h3>Loss</h3><img alt='loss by step' src='{curves(rows)}'>",
+        f"<h3>Loss</h3><img alt='loss by step' src='{curves(rows, found['loss']['before'])}'>",
         "<h3>Before and after, of the same noise</h3>",
         pairs(run, "new", found["prompts"], found["new_change"]),
         "<h2>Did it forget?</h2>",
         pairs(run, "old", found["old_prompts"], found["old_change"])
-        or "<p>No prompts of what the model knew before were given: set sample.old_prompts.</p>",
+        or "<p>Not looked at: name prompts of what the model knew before, sample.old_prompts=['a frog','a heart'].</p>",
         "<h2>Did it copy?</h2>",
         copies(run, found),
     ]
@@ -47,11 +48,12 @@ def verdict(found: dict[str, Any]) -> str:
     if loss["interval"] is None:
         return f"<p>One picture to judge by: {loss['before']:.4f} before, {loss['after']:.4f} after.</p>"
     low, high = loss["interval"]
+    few = f" {loss['pictures']} are few to judge by: set held_out." if loss["pictures"] < FEW else ""
     said = "It learnt" if high < 0 else "It got worse" if low > 0 else "Nothing is shown either way"
     return (
         f"<p><b>{said}</b>: on {loss['pictures']} {what} the loss changed by {100 * loss['relative']:+.2f} %, from "
         f"{loss['before']:.5f} to {loss['after']:.5f}; 95 % interval of the paired difference (same picture, t and "
-        f"noise) [{low:+.5f}, {high:+.5f}].</p>"
+        f"noise) [{low:+.5f}, {high:+.5f}].{few}</p>"
     )
 
 
@@ -66,7 +68,7 @@ def loss_table(found: dict[str, Any]) -> str:
     return "".join(lines) + "</table>"
 
 
-def curves(rows: list[dict[str, Any]]) -> str:
+def curves(rows: list[dict[str, Any]], before: float) -> str:
     """The training and held-out loss by step as a picture in a URL."""
     from matplotlib.figure import Figure
 
@@ -74,6 +76,7 @@ def curves(rows: list[dict[str, Any]]) -> str:
     axes = figure.add_subplot()
     for key, label in (("loss", "training"), ("validation.loss", "held out")):
         points = [(row["step"], row[key]) for row in rows if key in row]
+        points = [(0, before), *points] if key == "validation.loss" else points
         if points:
             axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 20 else None, linewidth=1)
     axes.set_xlabel("step")

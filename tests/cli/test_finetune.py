@@ -5,12 +5,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from training import finetuning as f
 from typer.testing import CliRunner
 
 from t2i.cli.app import app
 from t2i.cli.finetune_flags import read_flags
 from t2i.cli.finetune_run import gather
+from t2i.cli.models import open_model
+from t2i.data.named import config_for
+from t2i.data.source import open_source
+from t2i.training.finetune_data import apart
+from t2i.training.resume import check_run
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +144,53 @@ def test_pointer_goes_with_both_folders(places, tmp_path):
 
     assert open_model(tmp_path / "b" / "run").report
     assert json.loads((tmp_path / "b" / "run" / "finetuned.json").read_text())["model"] == "../base"
+
+
+def test_a_run_is_converted_with_what_it_learnt(places, tmp_path, monkeypatch):
+    model, data, _ = places
+    monkeypatch.chdir(tmp_path)
+    for method in ("lora", "full", "textual-inversion"):
+        extra = ["inversion.templates=['{token}']"] if method == "textual-inversion" else []
+        f.run(model, data, tmp_path / method, f"method={method}", *extra)
+    for method in ("lora", "full"):
+        found = CliRunner().invoke(app, ["convert", method, f"{method}-whole"], catch_exceptions=False)
+        assert found.exit_code == 0, found.output
+        run, whole = (open_model(place)("a red square", seeds=1, num_inference_steps=2, output_type="pt").images
+                      for place in (Path(method), Path(f"{method}-whole")))  # fmt: skip
+        torch.testing.assert_close(run, whole, atol=1e-5, rtol=0)
+    found = CliRunner().invoke(app, ["convert", "textual-inversion", "no"])
+    assert "a new word, which stands beside its model" in str(found.exception)
+
+
+def test_a_finished_run_is_lengthened(places, tmp_path):
+    model, data, _ = places
+    assert f.prepare(model, data, tmp_path / "run").recipe.train.warmup_steps == 0
+    f.run(model, data, tmp_path / "run")
+    longer = f.prepare(model, data, tmp_path / "run", "train.steps=80")  # alone, it would warm up for 4 steps
+    assert longer.recipe.train.warmup_steps == 0
+    check_run(longer.recipe.run, longer.recipe.model_dump(mode="json"))
+
+
+@pytest.mark.parametrize("inside", [".", "run"])
+def test_no_run_among_its_own_pictures(inside, places):
+    model, data, _ = places
+    with pytest.raises(ValueError, match="lies in the folder of the pictures"):
+        f.prepare(model, data, data / inside)
+
+
+def test_an_instance_prompt_is_no_template(places, tmp_path):
+    model, data, _ = places
+    with pytest.raises(ValueError, match=r"inversion.templates=\['a photo of \{token\}'\]"):
+        f.prepare(model, data, tmp_path / "run", "method=textual-inversion", "data.instance_prompt=a thing")
+
+
+def test_a_shipped_recipe_by_its_name():
+    assert gather(["finetune/lora"], {})["lora"]["rank"] == 8
+
+
+@pytest.mark.parametrize(("pictures", "held"), [(30, 6), (10, 2), (200, 10)])
+def test_pictures_held_out(pictures, held, tmp_path):
+    data = f.make_pictures(tmp_path / "many", pictures)
+    config = config_for(data)
+    source = open_source(config)
+    assert len(apart(source, config, None, None, 0).held) == held

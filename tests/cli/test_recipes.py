@@ -60,6 +60,11 @@ def test_what_is_there_stays(t2i, tmp_path):
     assert code == 2 and "cannot be written" in err
 
 
+def test_in_a_checkout_the_recipe_itself_is_named(t2i, monkeypatch):
+    monkeypatch.chdir(recipes.home().parent)
+    assert "the recipe itself is here" in t2i("copy", "scenes/vae")[1]
+
+
 @pytest.mark.parametrize("words", [["scenes/vae"], ["copy"], ["move", "scenes/vae"]])
 def test_what_is_no_verb(t2i, words):
     code, _, err = t2i(*words)

@@ -27,8 +27,8 @@ def make_pictures(folder: Path, count: int = 8, captions: bool = True) -> Path:
     folder.mkdir(parents=True)
     for k in range(count):
         image = Image.new("RGB", (20 + 3 * k, 24 + k % 3), COLOURS[k % len(COLOURS)])
-        for place in range(k + 1):
-            image.putpixel((place, place), (255, 255 - 20 * place, 0))
+        for place in range(min(k + 1, 20)):
+            image.putpixel((place, place), (255, max(255 - 20 * place, 0), 0))
         image.save(folder / f"{k}.png")
         if captions:
             (folder / f"{k}.txt").write_text(f"a {COLOURS[k % len(COLOURS)]} square")
