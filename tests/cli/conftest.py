@@ -1,10 +1,14 @@
 """The command line in this process."""
 
+import signal
 import sys
 
 import pytest
 
 from t2i.__main__ import main
+
+# A shell starts what runs in the background deaf to Ctrl-C, and so would be every process of these tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -226,7 +226,7 @@ def test_files_that_would_take_long_to_read(copy):
     index.write_text(json.dumps({"weight_map": {f"x{n}": "x.safetensors" for n in range(200_000)}}))
     with pytest.raises(ValueError, match="has no `weight_map` of 1 to 5000 keys"):
         Pipeline.from_pretrained(copy)
-    assert time.process_time() - start < 3
+    assert time.process_time() - start < 8
 
 
 def test_old_names_of_the_autoencoders_attention(copy, ours):
@@ -373,10 +373,10 @@ def test_a_config_too_deep_or_too_wide_to_build(copy):
         start = time.process_time()
         with pytest.raises(ValueError, match=r"unet"):
             Pipeline.from_pretrained(copy)
-        assert time.process_time() - start < 1
+        assert time.process_time() - start < 5
         path.write_text(raw)
     edit(copy / "text_encoder" / "config.json", num_hidden_layers=10**6)
     start = time.process_time()
     with pytest.raises(ValueError, match="asks for more than 5000 tensors"):
         Pipeline.from_pretrained(copy)
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 5
