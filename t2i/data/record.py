@@ -27,6 +27,7 @@ class Report:
 
     rows: int
     excluded: int = 0  # by the exclude list
+    others: int = 0  # than `data.only` asks for
     apart: int = 0  # the other part of a split
     missing: int = 0  # listed in the metadata, not on disk
     unlisted: int = 0  # on disk, not listed in the metadata
@@ -37,11 +38,12 @@ class Report:
 
     @property
     def used(self) -> int:
-        return self.rows - self.excluded - self.apart - self.missing - self.unusable
+        return self.rows - self.excluded - self.others - self.apart - self.missing - self.unusable
 
     def __str__(self) -> str:
         said = {
             "left out by the exclude list": self.excluded,
+            "not among those that data.only lists": self.others,
             "in the other part of the split": self.apart,
             "listed but missing on disk": self.missing,
             "pictures on disk that the metadata does not list": self.unlisted,

@@ -18,7 +18,9 @@ MIN_SPLIT = 4
 class Subset:
     """The rows `kept` of a source, in its order; `why` is the entry of the report that counts the others."""
 
-    def __init__(self, source: Source, kept: list[int], why: Literal["excluded", "apart", "unusable"] = "excluded"):
+    def __init__(
+        self, source: Source, kept: list[int], why: Literal["excluded", "others", "apart", "unusable"] = "excluded"
+    ):
         self._source, self._kept = source, kept
         self.report = replace(source.report, **{why: getattr(source.report, why) + len(source) - len(kept)})
 
@@ -71,7 +73,7 @@ def _select(source: Source, key: str, name: str, wanted: bool, recipe_folder: st
     kept = [i for i, text in enumerate(texts) if (text in listed) is wanted]
     if not kept:
         raise ValueError(f"data.{key} = {name} leaves no row")
-    return Subset(source, kept)
+    return Subset(source, kept, "others" if wanted else "excluded")
 
 
 def _open(config: DataConfig, recipe_folder: str | Path | None) -> Source:

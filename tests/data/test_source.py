@@ -159,6 +159,9 @@ def test_excluded_captions_are_left_out_and_said(write_parquet, png, tmp_path):
     assert source.texts() == ["b c", "e"] and source[1].read() == images[4] and source[1].key == "row 4"
     assert str(source.report) == "2 of 5 rows used, 3 left out by the exclude list"
     assert source.fingerprint() != parquet(path).fingerprint()
+    other = parquet(path, only=str(tmp_path / "out.txt"))
+    assert other.texts() == ["a", "a", "d"]
+    assert str(other.report) == "3 of 5 rows used, 2 not among those that data.only lists"
 
 
 def test_an_excluded_caption_that_is_nowhere_is_an_error(write_parquet, png, tmp_path):
