@@ -1,3 +1,4 @@
+import warnings
 from collections import defaultdict
 from dataclasses import replace
 from math import isnan, sqrt
@@ -185,6 +186,22 @@ def test_pictures_of_nothing_known():
     assert skills["unparseable"] == (1, 1) and sum(part.hits for part in skills.values()) == 1
     (empty,) = parse(pixels(Scene((), "cyan"), SIDE)[None])
     assert empty == Scene((), "cyan")
+
+
+def test_no_picture_at_all_stops_the_parser():
+    generator = torch.Generator().manual_seed(0)
+    rough = torch.randn(256, 3, 4, 4, generator=generator) * 150 + 255
+    clouds = torch.nn.functional.interpolate(rough, size=(SIDE, SIDE), mode="bicubic")
+    clouds[..., 0, :] = clouds[..., -1, :] = clouds[..., 0] = clouds[..., -1] = 255  # else most have no background
+    stripes = pixels(Scene((), "white"), SIDE)
+    for channel in range(3):  # one blob whose middle colour is the background's
+        stripes[channel, 4:-4, 4 + channel : -4 : 3] -= 100
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = parse(clouds.clamp(0, 255).to(torch.uint8))
+        (striped,) = parse(stripes[None])
+    assert len(found) == 256 and sum(isinstance(scene, Scene) for scene in found) > 50
+    assert isinstance(striped, Unparseable)
 
 
 def test_touching_things_of_unlike_colours_are_two():

@@ -20,6 +20,7 @@ SHARE = 0.5  # of the strongest pixel nearby: where a blob's edge is
 LEAST_AREA = 0.006  # of the picture: below half of the smallest shape it is a speck
 KNOWN = 0.65  # overlap (IoU) with the best template below which a blob is no known shape
 WHOLE = 0.8  # overlap below which a blob may be two things of unlike colours that touch
+TINY = 1e-6  # in place of a length of 0: what lies wholly under other blobs is explained by nothing
 EVERYWHERE = np.ones((3, 3), bool)
 
 
@@ -136,8 +137,9 @@ def _fit(difference: np.ndarray, ground: np.ndarray, blob: _Blob, side: int, mar
     strong = difference[blob.core]
     strong = strong[np.linalg.norm(strong, axis=-1) >= np.median(np.linalg.norm(strong, axis=-1))]
     core = np.median(strong, axis=0)
-    opacity = np.clip(difference @ (core / (core @ core)), 0, 1.2) * blob.around
-    weight = opacity / opacity.sum()
+    opacity = np.clip(difference @ (core / max(core @ core, 1.0)), 0, 1.2) * blob.around
+    weight = opacity if opacity.any() else blob.core
+    weight = weight / weight.sum()
     at = np.arange(len(opacity)) + 0.5
     x, y = float(weight.sum(0) @ at), float(weight.sum(1) @ at)
     column, row = round(x * STEPS), round(y * STEPS)
@@ -148,9 +150,10 @@ def _fit(difference: np.ndarray, ground: np.ndarray, blob: _Blob, side: int, mar
     seen, free = opacity[window].ravel(), blob.free[window].ravel()
     best = int((bank.unit @ seen).argmax()) if free.all() else int(_angles(bank.cover * free, seen).argmax())
     cover = bank.cover[best] * free
-    scale = float(cover @ seen) / float(cover @ cover)
-    overlap = float(np.minimum(seen / scale, cover).sum() / np.maximum(seen / scale, cover).sum())
-    colour = cover @ difference[window].reshape(-1, 3) / float(cover @ cover)
+    square = max(float(cover @ cover), TINY)
+    explained = cover * (float(cover @ seen) / square)
+    overlap = float(np.minimum(seen, explained).sum()) / max(float(np.maximum(seen, explained).sum()), TINY)
+    colour = cover @ difference[window].reshape(-1, 3) / square
     shape, size = bank.shapes[best], bank.sizes[best]
     du, dv = centroid(shape)
     centre = tuple((p - margin) / side - SIZES[size] * d for p, d in ((x, du), (y, dv)))
@@ -159,4 +162,5 @@ def _fit(difference: np.ndarray, ground: np.ndarray, blob: _Blob, side: int, mar
 
 
 def _angles(covers: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    return covers @ seen / np.linalg.norm(covers, axis=1)
+    """How near each cover is to what is seen; one that lies wholly under other blobs is not near at all."""
+    return covers @ seen / np.maximum(np.linalg.norm(covers, axis=1), TINY)
