@@ -51,9 +51,8 @@ class TrainConfig(Section):
     keep: int = Field(default=2, gt=0, description="checkpoints kept")
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str], model: type[R]) -> R:
-    """The recipe in a YAML file with dotted `key=value` overrides applied; a fault is a ValueError that names it."""
-    path = Path(path)
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The mapping in a recipe's file."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf8")) or {}
     except FileNotFoundError:
@@ -62,6 +61,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str], model: type[R]) -> R
         raise ValueError(f"{path}: not readable YAML ({error})") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a recipe is a mapping of keys to values")
+    return values
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str], model: type[R]) -> R:
+    """The recipe in a YAML file with dotted `key=value` overrides applied; a fault is a ValueError that names it."""
+    values = read_recipe(Path(path))
     kind = "unet" if "unet" in values else "vae" if isinstance(values.get("vae"), dict) else None
     if kind is not None and kind not in model.model_fields:
         raise ValueError(f"{path}: this is a recipe for `t2i train {kind}`")

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from t2i.cli.finetune_flags import apply_flags, read_flags
 from t2i.cli.generate_options import find_model, say
 from t2i.cli.models import open_model
-from t2i.cli.recipes import name_of, paths
+from t2i.cli.recipes import recipe_file
 from t2i.component import read_json
-from t2i.config import explain, override
+from t2i.config import explain, override, read_recipe
 from t2i.data.check import MAX_LOST, Check, Words, check_folder
 from t2i.data.check_page import write_check
 from t2i.data.named import config_for
@@ -68,7 +68,7 @@ def gather(arguments: list[str], given: dict[str, str]) -> dict[str, Any]:
     files = [text for text in rest if "=" not in text]
     if len(files) > 1:
         raise ValueError(f"{' and '.join(files)}: one recipe, and key=value after it")
-    values: dict[str, Any] = read_yaml(recipe_file(files[0])) if files else {}
+    values = read_recipe(recipe_file(files[0])) if files else {}
     for name in ("model", "method", "out"):
         if name in given:
             values[name] = given[name]
@@ -110,25 +110,6 @@ def section(values: dict[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"`{name}`: {found!r} is no section of keys")
     return dict(found)
-
-
-def recipe_file(name: str) -> Path:
-    """A recipe's file, or the shipped recipe of that name."""
-    shipped = {name_of(path): path for path in paths()}
-    return Path(name) if Path(name).exists() else shipped.get(name, Path(name))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a recipe's file."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf8")) or {}
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such recipe; `t2i recipes` lists the ones shipped") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ValueError(f"{path}: not readable YAML ({error})") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: a recipe is a mapping of keys to values")
-    return values
 
 
 def look(values: dict[str, Any], pipeline: Pipeline, quiet: bool) -> Check:
@@ -175,8 +156,8 @@ def complete(values: dict[str, Any], pipeline: Pipeline, check: Check) -> tuple[
     rms = float(pipeline.text_encoder.embeddings().detach().square().mean().sqrt())
     latents = values["size"] // pipeline.autoencoder.factor
     begun = Path(values["out"]) / "recipe.json"
-    if begun.is_file() and "warmup_steps" not in values["train"]:  # which follows the number of steps
-        values["train"]["warmup_steps"] = read_json(begun)["train"]["warmup_steps"]
+    if begun.is_file() and (warmup := read_json(begun).get("train", {}).get("warmup_steps")) is not None:
+        values["train"].setdefault("warmup_steps", warmup)  # else it would follow a new number of steps
     try:
         return FinetuneRecipe.model_validate(fill(values, len(sources.train), latents, rms)), sources
     except ValidationError as error:

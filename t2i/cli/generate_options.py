@@ -167,18 +167,26 @@ def _as_picture(order: Order, path: Path, model: Path | None) -> tuple[Order, Pa
         if name in settings and name not in order.options:
             options[name] = _file(path, flag, settings[name], settings[f"{name}_sha256"])
     ours = found.source == "t2i"
-    if found.source == "a1111" and not {"prompt_syntax"} & (options | order.options).keys():
+    if found.source == "a1111" and not order.prompts and "prompt_syntax" not in options | order.options:
         say(f"{path}: its prompt is read with A1111's syntax; --prompt-syntax plain takes brackets as they stand")
         options["prompt_syntax"] = "a1111"
     if model is None and ours and (name := str(settings.get("model"))) != find_model(None).resolve().name:
-        if not Path(name).exists():
-            raise ValueError(f"{path}: was made with the model {name!r}; give it with -m FOLDER")
-        model = Path(name)
+        model = _here(name)
+        if model is None:
+            raise ValueError(f"{path}: was made with the model {name!r:.80}; give it with -m FOLDER")
         say(f"{path}: its model is {name!r}, as it lies here")
     made_with = {"file": str(path), "model_sha256": settings.get("model_sha256") if ours else None}
     made_with |= {name: settings.get(name) for name in ("prediction_type", "model_config")}
     merged = options | order.options
     return replace(order, prompts=order.prompts or prompts, options=merged, made_with=made_with), model
+
+
+def _here(name: str) -> Path | None:
+    """The model of that name in the current folder; a picture gives names alone, never ways elsewhere."""
+    from t2i.pipeline.metadata.fields import LONGEST_NAME
+
+    bare = Path(name).name == name and len(name.encode()) <= LONGEST_NAME
+    return Path(name) if bare and Path(name).exists() else None
 
 
 def _file(picture: Path, flag: str, name: str, digest: str, files: Callable[[Path], list[Path]] | None = None) -> Path:

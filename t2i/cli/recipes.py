@@ -89,6 +89,11 @@ def find(name: str) -> Path:
     raise ValueError(f"{name!r} is no recipe: {hint}")
 
 
+def recipe_file(name: str) -> Path:
+    """A recipe of one's own by its path, or a shipped one by its name."""
+    return Path(name) if Path(name).exists() else find(name)
+
+
 def header(path: Path) -> str:
     """The first line of the comment that a recipe begins with, "" where it begins with none."""
     first = path.read_text(encoding="utf8").split("\n", 1)[0]

@@ -153,7 +153,11 @@ class Pipeline:
         The names are diffusers', but `clip_skip` counts as A1111 does: 1, or None, is the last layer, 2 the one before.
         """
         given = {k: v for k, v in locals().items() if k not in ("self", "output_type", "callback_on_step_end")}
-        given |= {"prompts": given.pop("prompt"), "mask": given.pop("mask_image"), "clip_skip": clip_skip or 1}
+        given |= {
+            "prompts": given.pop("prompt"),
+            "mask": given.pop("mask_image"),
+            "clip_skip": 1 if clip_skip is None else clip_skip,
+        }
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type = {output_type!r} is unknown: choose one of {', '.join(OUTPUT_TYPES)}")
         job = self.prepare(Request(**given))

@@ -120,7 +120,10 @@ def test_a_ckpt_is_read_as_tensors_alone(t2i, model, tmp_path):
     torch.save({"state_dict": {"x": Evil()}}, "evil.ckpt")
     code, _, err = t2i("convert", "evil.ckpt", "bad")
     assert code == 2 and "evil.ckpt" in err and not (tmp_path / "evil").exists()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["back", "evil.ckpt", "one.ckpt", "one.safetensors"]
+    (tmp_path / "one.safetensors").rename("misnamed.ckpt")
+    code, _, err = t2i("convert", "misnamed.ckpt", "bad")
+    assert code == 2 and "misnamed.ckpt: is a safetensors file: name it so, misnamed.safetensors" in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["back", "evil.ckpt", "misnamed.ckpt", "one.ckpt"]
 
 
 def test_what_a_single_file_cannot_hold(t2i, tmp_path):

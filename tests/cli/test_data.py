@@ -1,13 +1,12 @@
 """`t2i data check`: what it prints, leaves and how it ends."""
 
 import json
-import sys
+from functools import partial
 
 import pytest
 from data.planted import CLEAN, PLANTED, encoded, photo, plant
 from text.tiny import encoder as make_encoder
 
-from t2i.__main__ import main
 from t2i.cli.data import measure
 from t2i.component import write_json
 
@@ -24,20 +23,9 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def t2i(model, tmp_path, monkeypatch, capsys):
+def t2i(t2i, model):
     """t2i(*arguments) -> (exit code, stdout, stderr) of t2i data check in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["t2i", "data", "check", "-m", str(model), *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return run
+    return partial(t2i, "data", "check", "-m", model)
 
 
 def test_a_folder_with_faults(t2i, tmp_path):

@@ -3,11 +3,11 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 
-from t2i.__main__ import main
 from t2i.cli import doctor, doctor_devices
 from t2i.cli.doctor import COLUMNS, check_packages, folder_size, least_versions, shown
 from t2i.cli.doctor_check import BAD, NOTE, OK, Check
@@ -17,19 +17,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(t2i):
     """run(*arguments) -> (exit code, stdout, stderr) of t2i doctor."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["t2i", "doctor", *arguments])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return call
+    return partial(t2i, "doctor")
 
 
 def by_name(checks):

@@ -143,12 +143,22 @@ def test_another_vae_from_a_file_or_a_folder(t2i, model, tmp_path):
     a, b, c = (pixels(pngs(tmp_path / name)[0]) for name in "abc")
     assert np.array_equal(b, c) and (b - a).mean() > 20
     assert read_settings(pngs(tmp_path / "b")[0])["vae"] == "vae"
+    code, _, err = t2i(*asked, "--vae", model)
+    assert code == 2 and f"a whole pipeline; give {model / 'vae'}" in err
 
 
 def test_previews_are_written_on_the_way(t2i, model, tmp_path):
     assert t2i("a", "b", "-m", model, "--steps", 2, "--preview-every", 2)[0] == 0
     with Image.open(tmp_path / "outputs" / "preview.png") as sheet:
         assert sheet.size == (2 * 18 + 2, 18 + 2)
+
+
+def rewrite(path, settings):
+    """A picture with other settings in it, as a stranger could send it."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("t2i", json.dumps(settings))
+    with Image.open(path) as picture:
+        picture.save(path, pnginfo=info)
 
 
 def test_a_file_that_a_picture_was_made_with_is_known_by_its_bytes(t2i, model, tmp_path, files):
@@ -184,6 +194,33 @@ def test_another_models_picture_and_another_programs_are_said(t2i, model, tmp_pa
     assert settings["prompt_syntax"] == "a1111" and "is read with A1111's syntax" in err
     assert t2i("--from", "a1111.png", "-m", model, "-o", "flat", "--prompt-syntax", "plain")[0] == 0
     assert read_settings(pngs(tmp_path / "flat")[0]).get("prompt_syntax", "plain") == "plain"
+    code, _, err = t2i("a (blue) circle", "--from", "a1111.png", "-m", model, "-o", "own")
+    assert code == 0 and "A1111's syntax" not in err
+    settings = read_settings(pngs(tmp_path / "own")[0])
+    assert settings["prompt"] == "a (blue) circle" and settings.get("prompt_syntax", "plain") == "plain"
+
+
+@pytest.mark.parametrize("name", ["{}/elsewhere", "../elsewhere", "m" * 300, "m\0"])
+def test_a_pictures_model_is_looked_for_by_its_bare_name_alone(t2i, model, tmp_path, monkeypatch, name):
+    shutil.copytree(model, tmp_path / "elsewhere")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert t2i("a red circle", "-m", model, "--steps", 1, "--seed", 1)[0] == 0
+    made = pngs(tmp_path / "here" / "outputs")[0]
+    name = name.format(tmp_path)
+    rewrite(made, read_settings(made) | {"model": name})
+    code, _, err = t2i("--from", made, "-o", "again")
+    assert code == 2 and "was made with the model" in err and "give it with -m FOLDER" in err
+
+
+@pytest.mark.parametrize("name", ["v" * 300, "../init.png", ""])
+def test_a_pictures_files_are_looked_for_by_their_bare_names_alone(t2i, model, tmp_path, files, name):
+    asked = ("a red circle", "-m", model, "--steps", 2, "--seed", 1, "--init-image", "init.png")
+    assert t2i(*asked)[0] == 0
+    made = pngs(tmp_path / "outputs")[0]
+    rewrite(made, read_settings(made) | {"image": name})
+    code, _, err = t2i("--from", made, "-m", model, "-o", "again")
+    assert code == 2 and "image" in err and "Traceback" not in err
 
 
 def test_a_picture_finds_its_model_and_its_files_in_the_folder_that_it_was_made_from(t2i, model, tmp_path, files):

@@ -7,26 +7,9 @@ import sys
 import pytest
 from PIL import Image, PngImagePlugin
 
-from t2i.__main__ import main
 from t2i.pipeline.outputs import Pictures
 
 ASKED = {"prompt": "a red circle\nbelow", "negative": "", "steps": 3, "cfg": 2.0, "solver": "ddim", "seed": 7}
-
-
-@pytest.fixture
-def t2i(monkeypatch, capsys):
-    """t2i(*arguments) -> (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["t2i", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

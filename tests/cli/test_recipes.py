@@ -3,32 +3,21 @@
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import t2i as package
-from t2i.__main__ import main
 from t2i.cli import recipes
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def t2i(tmp_path, monkeypatch, capsys):
+def t2i(t2i):
     """t2i(*arguments) -> (exit code, stdout, stderr) of t2i recipes in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["t2i", "recipes", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        return code, *capsys.readouterr()
-
-    return run
+    return partial(t2i, "recipes")
 
 
 def test_every_recipe_is_listed_with_its_header(t2i):

@@ -286,6 +286,8 @@ def test_every_solver_is_found_by_each_of_its_names():
 def test_unknown_names_are_refused_with_the_nearest():
     with pytest.raises(ValueError, match=r"'Euler b' is unknown: did you mean 'euler-a'.*heun \(Heun\)"):
         parse_solver("Euler b")
+    with pytest.raises(ValueError, match=r"'qqq' is unknown: choose one of ddpm"):
+        parse_solver("qqq")
     with pytest.raises(ValueError, match="list of its own"):
         parse_solver("LCM Karras")
 

@@ -72,6 +72,8 @@ def test_a_missing_component_is_named(copy, name):
 
 
 def test_no_model_at_all(tmp_path):
+    with pytest.raises(ValueError, match=r"missing\.safetensors: no such file$"):
+        Pipeline.from_pretrained(tmp_path / "missing.safetensors")
     with pytest.raises(ValueError, match="nowhere: no such folder"):
         Pipeline.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"model_index\.json: no such file"):
@@ -238,6 +240,14 @@ def test_old_names_of_the_autoencoders_attention(copy, ours):
     assert any(".query." in key for key in state)
     save_file(state, path)
     assert torch.equal(Pipeline.from_pretrained(copy).decode(drawn(ours)), ours.decode(drawn(ours)))
+
+
+@pytest.mark.parametrize(("keys", "told"), [({}, True), ({"clip_sample": True}, True), ({"clip_sample": False}, False)])
+def test_that_other_solvers_would_clip_is_said(copy, keys, told):
+    config = copy / "scheduler" / "scheduler_config.json"
+    values = {k: v for k, v in json.loads(config.read_text()).items() if k != "clip_sample"}
+    config.write_text(json.dumps(values | {"_class_name": "PNDMScheduler", "skip_prk_steps": True} | keys))
+    assert any("clip_sample" in line for line in Pipeline.from_pretrained(copy).report) == told
 
 
 def test_what_is_not_read_is_said(copy, ours):

@@ -86,6 +86,7 @@ def test_prompts_are_read_as_asked(ours, option):
         ({"spacing": "even"}, "'even'"),
         ({"sigmas": "even"}, "'even'"),
         ({"clip_skip": 9}, "clip skip = 9"),
+        ({"clip_skip": 0}, "clip skip = 0"),
         ({"prompt_syntax": "b"}, "prompt_syntax = 'b' is unknown"),
     ],
 )

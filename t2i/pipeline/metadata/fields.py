@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 SCHEMA = 1
 MOST_TEXT = 2**20  # bytes of a picture's text that are read or written
 DEEPEST = 32  # levels of nesting in JSON
+LONGEST_NAME = 255  # bytes of a file's name
 LABELS = {
     "ddim": "DDIM",
     "dpm++2m": "DPM++ 2M",
@@ -114,6 +115,8 @@ def _towards(value: Any) -> list[Any]:
 def _file(value: Any) -> str:
     if not text(value) or re.search(r"[/\\\0]", value) or value in (".", ".."):
         raise ValueError("is not the name of a file, without folders")
+    if len(value.encode()) > LONGEST_NAME:
+        raise ValueError(f"is longer than a file's name can be, {LONGEST_NAME} bytes")
     return value
 
 
