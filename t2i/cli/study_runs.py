@@ -25,7 +25,8 @@ def text_encoder(
         for line in lines(wanted):
             typer.echo(line)
         return
-    from t2i.study.engine import REPORT, study
+    from t2i.study.engine import study
+    from t2i.study.files import REPORT
 
     done = study(wanted)
     folder = wanted.folder / REPORT
@@ -33,7 +34,9 @@ def text_encoder(
     report(folder)
 
 
-def report(folder: Annotated[Path, typer.Argument(help="a folder with the metrics.json of a study")]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="a study's folder, or one with its rows: results.csv, study.json")],
+) -> None:
     """Draw a study's report from its rows: report.html, and its figures as PNGs."""
     from t2i.study.report import write
 

@@ -9,6 +9,7 @@ from t2i.data.grid import picture_grid
 from t2i.data.transforms import to_float
 from t2i.evaluation.rows import Row, read_rows
 from t2i.study import anchors, measure, prepare
+from t2i.study.files import REPORT
 from t2i.study.lab import Lab
 from t2i.study.plan import Run, runs_of
 from t2i.study.recipe import StudyRecipe
@@ -18,8 +19,6 @@ from t2i.study.training import is_trained, train_recipe, train_run
 from t2i.training.plan import Plan
 from t2i.training.ranks import ranks
 from t2i.training.resume import check_run
-
-REPORT = "report"
 
 
 def study(recipe: StudyRecipe) -> list[str]:

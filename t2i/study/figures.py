@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.spatial import ConvexHull, QhullError
 
-from t2i.study.stats import FD, Point, metric_at, points, sensitive, slope
+from t2i.study.stats import EXACT, FD, INFO, Point, compared, metric_at, points, sensitive, slope
 from t2i.study.table import Number, Results
 from t2i.study.words import named, number
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 DPI = 110
-SKILLS = ("binding", "shape", "colour", "count", "relation", "negation", "held_out_pairs", "held_out_words")
+SKILLS = (EXACT, "binding", "shape", "colour", "count", "relation", "negation", "held_out_pairs", "held_out_words")
 ANCHOR_STYLE = {"real": ("k", "--"), "vae": ("tab:gray", ":"), "shuffled": ("tab:red", ":")}
 
 
@@ -79,7 +79,10 @@ def curves(results: Results) -> Drawing:
             level = results.find(anchor, alignment)
             if level is not None:
                 axes.axvline(level.value, color=colour, linestyle=dashes, linewidth=1, label=f"{anchor} pictures")
-        axes.set(xlabel=named(results, alignment), ylabel=named(results, FD), yscale="log")
+        axes.set(xlabel=_label(results, alignment), ylabel=_label(results, FD), yscale="log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.tick_params(axis="y", which="minor", labelsize=7)
         axes.set_title("text encoders, one U-Net" if axis == "encoder" else "U-Nets, one text encoder")
         axes.legend(fontsize=7)
     _share(sheet.axes[0])
@@ -132,9 +135,7 @@ def _hull(axes: "Axes", cloud: np.ndarray, colour: Any) -> None:
 
 def sizes(results: Results) -> Drawing:
     """Metrics against log10 parameters, encoders beside U-Nets on the same axes, with slopes and intervals."""
-    metrics = [
-        m for m in (results.study["alignment"], FD, "caption_info") if any(n.metric == m for n in results.numbers)
-    ]
+    metrics = [m for m in (*compared(results), INFO) if any(n.metric == m for n in results.numbers)]
     sheet = Sheet(2, len(metrics), width=6.4, height=4.0)
     for row, metric in zip(sheet.axes, metrics, strict=True):
         for axes, axis in zip(row, ("encoder", "unet"), strict=True):
@@ -154,7 +155,7 @@ def sizes(results: Results) -> Drawing:
                 sheet.link(axes.get_yaxis_transform(), 0.5, mean.value, next(iter(control.numbers.values())))
             w = metric_at(results, metric)
             axes.set(xscale="log", xlabel=f"parameters of the {'text encoder' if axis == 'encoder' else 'U-Net'}")
-            axes.set_ylabel(named(results, metric) + ("" if w is None else f" at guidance {w:g}"))
+            axes.set_ylabel(_label(results, metric) + ("" if w is None else f" at guidance {w:g}"))
             axes.legend(fontsize=7)
         _share(row)
     return sheet.finish()
@@ -202,6 +203,12 @@ def skills(results: Results) -> Drawing | None:
     axes.set(ylim=(0, 1.05), ylabel=f"rate at guidance {results.study['at']:g}")
     axes.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     return sheet.finish()
+
+
+def _label(results: Results, metric: str) -> str:
+    """A metric beside an axis: features by their last name, the page has the whole of it."""
+    name, bracket, features = named(results, metric).partition("[")
+    return name + bracket + features.rpartition("/")[2]
 
 
 def _share(row: Any) -> None:

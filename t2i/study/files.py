@@ -7,6 +7,8 @@ from torch import Tensor
 
 from t2i.component import save_weights, sync_files, write_json
 
+REPORT = "report"  # the folder in a study's that holds its rows, pictures and page
+
 
 def save_json(value: dict[str, Any], path: Path) -> None:
     """Write JSON."""

@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 
 from t2i.study import figures
 from t2i.study.figures import Drawing
-from t2i.study.files import save_text
-from t2i.study.stats import FD, Apart, apart, metric_at, points, sensitive, slope
+from t2i.study.files import REPORT, save_text
+from t2i.study.stats import FD, Apart, apart, compared, metric_at, points, sensitive, slope
 from t2i.study.table import Number, Results, read_results
 from t2i.study.words import conclusion, named, number
 
@@ -36,8 +36,10 @@ NOT_THIS = (
 
 
 def write(folder: str | Path) -> list[str]:
-    """report.html and PNGs beside the rows; returns what the report concludes."""
+    """report.html and PNGs beside the rows of a study's folder, or of its rows' alone; returns what it concludes."""
     folder = Path(folder)
+    if not (folder / "study.json").is_file() and (folder / REPORT / "study.json").is_file():
+        folder /= REPORT
     results = read_results(folder)
     drawn = {"curves": figures.curves(results), "sizes": figures.sizes(results), "skills": figures.skills(results)}
     sheet = sheets(results, folder)
@@ -105,7 +107,7 @@ def _check(results: Results, check: Apart) -> list[Any]:
 
 def _slopes(results: Results) -> str:
     lines = []
-    for metric in (results.study["alignment"], FD, "caption_info", "caption_margin"):
+    for metric in (*compared(results), "caption_info", "caption_margin"):
         for axis in ("encoder", "unet"):
             for family, group in points(results, axis, metric).items():
                 found = slope(group) if family else None

@@ -10,7 +10,7 @@ from t2i.evaluation.jackknife import Replicates
 from t2i.study.table import Number, Results
 
 LEAST = 5.0  # standard errors that the two ends of the sensitivity check have to be apart
-FD, INFO = "fd", "caption_info"
+FD, INFO, EXACT = "fd", "caption_info", "exact"
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,12 @@ class Point:
         return over_seeds([number.value for number in self.numbers.values()])
 
 
+def compared(results: Results) -> list[str]:
+    """The metrics whose slopes are spoken of: the alignment; whole scenes right, where it is binding; the distance."""
+    measured = {number.metric for number in results.numbers}
+    return [results.study["alignment"], *(m for m in (EXACT,) if m in measured), FD]
+
+
 def metric_at(results: Results, metric: str) -> float | None:
     """The guidance at which a metric is compared; the bound knows none."""
     if metric in (INFO, "caption_margin", "vlb"):
@@ -122,20 +128,21 @@ def slope_difference(ours: Sequence[Point], theirs: Sequence[Point]) -> Interval
     return over_seeds([a[seed] - b[seed] for seed in shared]) if shared else None
 
 
-def apart(results: Results, metric: str) -> Apart | None:
-    """The two encoders of the sensitivity check, in pairs of one seed; None while there is no pair.
+def apart(results: Results, metric: str, sees: str | None = None) -> Apart | None:
+    """An encoder, by default the sensitivity check's that sees, against its blind one, in pairs of one seed.
 
     se^2 = s^2 / k over the k seeds' differences + the mean of their own jackknife's, as all draw the same captions.
+    None while there is no pair.
     """
     pair = results.study["sensitivity"]
     found = {p.name: p for group in points(results, "encoder", metric).values() for p in group}
-    sees, blind = found.get(pair["sees"]), found.get(pair["blind"])
-    seeds = sorted(sees.numbers.keys() & blind.numbers.keys()) if sees and blind else []
-    if not (sees and blind and seeds):
+    upper, lower = found.get(sees or pair["sees"]), found.get(pair["blind"])
+    seeds = sorted(upper.numbers.keys() & lower.numbers.keys()) if upper and lower else []
+    if not (upper and lower and seeds):
         return None
-    each = [_paired(results, sees.numbers[seed], blind.numbers[seed]) for seed in seeds]
+    each = [_paired(results, upper.numbers[seed], lower.numbers[seed]) for seed in seeds]
     between = variance([difference for difference, _ in each]) / len(each) if len(each) > 1 else 0.0
-    means = [fmean(side.numbers[seed].value for seed in seeds) for side in (sees, blind)]
+    means = [fmean(side.numbers[seed].value for seed in seeds) for side in (upper, lower)]
     return Apart(metric, means[0], means[1], math.sqrt(between + fmean(se**2 for _, se in each)), len(seeds))
 
 

@@ -7,6 +7,7 @@ from t2i.study.stats import (
     Interval,
     Point,
     apart,
+    compared,
     differ,
     points,
     sensitive,
@@ -47,7 +48,9 @@ def conclusion(results: Results) -> list[str]:
     if not sensitive(results):
         return [f"{NOT_SENSITIVE}: {pair['sees']} against {pair['blind']} is {seen}; {LEAST:g} are asked for in both."]
     said = [f"The set-up can see an effect: {pair['sees']} against {pair['blind']} is {seen}."]
-    for metric in (alignment, FD):
+    for metric in compared(results):
+        if metric in (alignment, FD):  # whose jackknife every run keeps
+            said += _floor(results, metric)
         said += _sizes(results, metric)
     return said + _controls(results, alignment)
 
@@ -55,6 +58,19 @@ def conclusion(results: Results) -> list[str]:
 def _apart(results: Results, check: Apart) -> str:
     name = short(results, check.metric)
     return f"{check.sees:.3g} to {check.blind:.3g} in {name} ({check.ratio:.1f} standard errors)"
+
+
+def _floor(results: Results, metric: str) -> list[str]:
+    """Families of which no size is clearly better than the blind control: a slope at a floor says little."""
+    said, blind = [], results.study["sensitivity"]["blind"]
+    for family, group in points(results, "encoder", metric).items():
+        checks = [check for point in group if (check := apart(results, metric, point.name)) is not None]
+        if family and checks and (most := max(check.ratio for check in checks)) < LEAST:
+            said.append(
+                f"No {family} encoder is {LEAST:g} standard errors better than {blind} in {short(results, metric)} "
+                f"(the best is {most:.1f}): near that floor its slopes say little."
+            )
+    return said
 
 
 def _sizes(results: Results, metric: str) -> list[str]:
@@ -84,7 +100,7 @@ def _sizes(results: Results, metric: str) -> list[str]:
 
 def _slope(name: str, label: str, found: Interval, group: list[Point]) -> str:
     times = group[-1].parameters / group[0].parameters
-    over = f"per decade of {label} parameters (over {times:.0f} times, {found.seeds} seeds)"
+    over = f"per decade of {label} parameters (over {times:.0f} times, {found.seeds} seed{'s' * (found.seeds > 1)})"
     if found.half is None:
         return f"{name} {found.value:+.3g} {over}: one seed has no interval, so nothing follows"
     if found.sign == 0:

@@ -67,6 +67,27 @@ def test_says_nothing_of_size_where_the_set_up_sees_nothing(tmp_path, truth):
     assert said.startswith("Not sensitive enough: ") and "decade" not in said and said.count(". ") == 0
 
 
+def test_says_where_a_ladder_is_near_the_floor(tmp_path):
+    assert "near that floor" not in concluded(tmp_path / "a", encoder_slope=0.1)
+    said = concluded(tmp_path / "b", encoder_slope=0.01, start=0.1, fd_effect=2.0)
+    assert "No ladder encoder is 5 standard errors better than null in binding (the best is" in said
+    assert said.index("near that floor") < said.index("per decade of ladder encoder") and "null in FD" not in said
+
+
+def test_scenes_that_are_wholly_right_have_slopes_too(tmp_path):
+    write_study(tmp_path, encoder_slope=0.1, exact=True)
+    results = read_results(tmp_path)
+    assert stats.compared(results) == ["binding", "exact", "fd"]
+    said = " ".join(words.conclusion(results))
+    assert re.search(r"exact rises by 0\.05\d* \[0\.0\d+, 0\.0\d+\] per decade of ladder encoder", said)
+
+
+def test_a_studys_folder_is_as_good_as_that_of_its_rows(tmp_path):
+    write_study(tmp_path / "report")
+    assert report.write(tmp_path) == report.write(tmp_path / "report")
+    assert (tmp_path / "report" / "report.html").is_file() and not (tmp_path / "report.html").exists()
+
+
 def test_one_seed_has_no_interval_and_nothing_follows(tmp_path):
     said = concluded(tmp_path, seeds=1)
     assert "one seed has no interval, so nothing follows" in said and "rises" not in said
