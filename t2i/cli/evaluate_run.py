@@ -22,11 +22,11 @@ from t2i.evaluation.evaluate import Evaluation
 from t2i.evaluation.features import Features, open_features
 from t2i.evaluation.figures import shown
 from t2i.evaluation.frechet import Reference
-from t2i.evaluation.measures import local_name
+from t2i.evaluation.measures import OF_FEATURES, PARTS, local_name, metrics_of
 from t2i.evaluation.reference import ReferencePictures, open_reference
 from t2i.evaluation.report import Page, write
-from t2i.evaluation.rows import Row
-from t2i.evaluation.setting import choose_prompts
+from t2i.evaluation.rows import Row, read_rows
+from t2i.evaluation.setting import SHOWN, choose_prompts
 from t2i.evaluation.store import Store
 from t2i.pipeline import Pipeline
 from t2i.pipeline.sheet import Sheet
@@ -35,8 +35,9 @@ from t2i.training.ranks import ranks
 
 FLAGS = {"num_inference_steps": "--steps", "guidance_scale": "--cfg", "height = ": "--size: height = "}
 FLAGS |= {"width = ": "--size: width = ", "give height": "give --size", "give width": "give --size"}
+SAID = (*OF_FEATURES, *PARTS, "clip_score", "skill_binding", "caption_info")  # on the terminal
 FEATURES = Path("checkpoints/features")
-SHOWN, SHOWN_SIDE = 8, 128  # rows of the sheet, and about how wide a small picture is there
+SHOWN_SIDE = 128  # about how wide a small picture is on the page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +85,9 @@ def run(command: Command) -> None:
         _check_folder(command.out, evaluation)
         if isinstance(evaluation.contestant, Model) and not quiet:
             one = evaluation.contestant
-            many = len(one.prompts) * len(one.guidances)
-            say(f"{many} pictures, {one.evaluations} evaluations of the U-Net where nothing is there already")
+            many, asked = sum(task.count for task in evaluation.drawing()), len(one.prompts) * len(one.guidances)
+            calls = one.evaluations * many // asked
+            say(f"{many} pictures, {calls} evaluations of the U-Net where nothing is there already")
         try:
             rows = evaluation.run(quiet)
         except KeyboardInterrupt:
@@ -96,7 +98,7 @@ def run(command: Command) -> None:
             return
         names = write(rows, command.out, page(command, evaluation, origins))
     for row in rows:
-        if "anchor" not in row.extra and row.metric in ("fd", "clip_score", "skill_binding", "caption_info"):
+        if "anchor" not in row.extra and row.metric in SAID:
             typer.echo(line(row))
     typer.echo(f"{command.out}: {', '.join(names)}")
 
@@ -177,6 +179,8 @@ def _prompts(command: Command, reference: ReferencePictures | Reference) -> tupl
 
 
 def _features(command: Command, pipeline: Pipeline | None, size: tuple[int, int], device: str) -> Features:
+    if command.features is not None and not set(command.metrics) & set(OF_FEATURES):
+        warnings.warn(f"--features means nothing to --metrics {','.join(command.metrics)}: not used", stacklevel=2)
     name = command.features or f"local:{_shipped(FEATURES, '--features')}"
     found = open_features(name, None if pipeline is None else pipeline.autoencoder, size)
     found.name = local_name(found.name)
@@ -213,6 +217,8 @@ def _check_folder(out: Path, evaluation: Evaluation) -> None:
     for key, value in _identity(evaluation).items():
         if isinstance(said, dict) and said.get(key) != value:
             raise ValueError(f"{out} holds the numbers of another {key} ({said.get(key)}): give another folder with -o")
+    if gone := sorted(metrics_of(read_rows(out)) - set(evaluation.metrics)):
+        say(f"{out}: its numbers of {', '.join(gone)} are replaced; another folder (-o) would keep them")
 
 
 def _identity(evaluation: Evaluation) -> dict[str, str]:

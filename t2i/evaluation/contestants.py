@@ -93,9 +93,10 @@ class Model:
         parts = batches(len(self.prompts), self.sampling.batch)
         return {g: stored(store, STAGE, parts, tuple(self._key(part, g) for part in parts)) for g in self.guidances}
 
-    def tasks(self) -> list[Task]:
-        """All that is to be drawn, batch by batch."""
-        parts = batches(len(self.prompts), self.sampling.batch)
+    def tasks(self, first: int | None = None) -> list[Task]:
+        """All that is to be drawn, batch by batch; or the batches of the first pictures alone."""
+        every = batches(len(self.prompts), self.sampling.batch)
+        parts = [part for part in every if first is None or part.start < first]
         return [
             Task(self._key(part, g), len(part), lambda part=part, g=g: {"pixels": self.draw(part, g).numpy()})
             for part in parts

@@ -19,8 +19,8 @@ from t2i.evaluation.protocol import Protocol, prompts_hash
 from t2i.evaluation.reference import ReferencePictures
 from t2i.evaluation.rows import Row
 from t2i.evaluation.scoring import Scorer, cosines_of, skill_rows, skills_of
-from t2i.evaluation.setting import Setting
-from t2i.evaluation.store import fill, rank
+from t2i.evaluation.setting import SHOWN, Setting
+from t2i.evaluation.store import Task, fill, rank
 
 Judged = tuple[float | None, str | None, Tensor, list[str]]  # guidance, anchor, scores, captions
 
@@ -36,8 +36,7 @@ class Evaluation(Setting):
 
     def run(self, quiet: bool = False) -> list[Row] | None:
         """Every number; None on all ranks but the first."""
-        if isinstance(self.contestant, Model):
-            fill(self.store, STAGE, self.contestant.tasks(), quiet)
+        fill(self.store, STAGE, self.drawing(), quiet)
         if self.by_features:
             every = [*self.sets.values(), *self.anchors.values()]
             fill(self.store, "features", [t for s in every for t in s.feature_tasks(self.features)], quiet)
@@ -51,6 +50,12 @@ class Evaluation(Setting):
         if "vlb" in self.metrics:
             rows += bound_rows(self, quiet)
         return rows
+
+    def drawing(self) -> list[Task]:
+        """The pictures to draw: those of the sheet alone where no metric looks at any."""
+        if not isinstance(self.contestant, Model):
+            return []
+        return self.contestant.tasks(None if self.by_features or self.scorers else SHOWN)
 
     def judged(self, scorer: Scorer) -> Sequence[tuple[float | None, str | None, PictureSet, list[str]]]:
         """(guidance, anchor, pictures, captions) of everything that is scored against captions."""

@@ -14,6 +14,7 @@ from t2i.evaluation.frechet import Moments, Reference, distance, merged, warn_of
 from t2i.evaluation.jackknife import Replicates, distances, group_by, moments_by_group
 from t2i.evaluation.kid import kid
 from t2i.evaluation.prdc import prdc
+from t2i.evaluation.rows import Row
 from t2i.evaluation.store import Arrays, Store, Task, digest
 
 OF_FEATURES = ("fd", "kid", "prdc", "cmmd")
@@ -41,6 +42,13 @@ def parse_metrics(text: str) -> tuple[str, ...]:
     if not found:
         raise ValueError(f"--metrics is empty: name some of {', '.join(METRICS)}")
     return tuple(dict.fromkeys(found))
+
+
+def metrics_of(rows: Sequence[Row]) -> set[str]:
+    """The metrics, as `parse_metrics` has them, that rows came of."""
+    names = {row.metric.removesuffix("_difference") for row in rows}
+    known = {ALIASES.get(name, "skills" if name.startswith("skill_") else name) for name in names}
+    return known & set(METRICS)
 
 
 def measure(

@@ -38,8 +38,9 @@ NOT_THIS = (
     "what it sees.",
     "Distances of unlike features, sizes, references or counts do not compare; only those called FID, with the same "
     "reference and count, compare with published FID.",
-    "An interval says what other prompts, noise and reference pictures would give. It says nothing of another training "
-    "of the model.",
+    "An interval says what other prompts and noise would give; that of a Frechet distance also, where the reference's "
+    "pictures are at hand, what other reference pictures would; all else takes the reference as it is. None says what "
+    "another training of the model would give.",
     "The best of several guidances, chosen and reported on the same pictures, looks better than it is.",
 )
 
@@ -134,7 +135,7 @@ def _numbers(rows: Sequence[Row]) -> list[str]:
 def _differences(rows: Sequence[Row]) -> list[str]:
     """Neighbouring guidances on the same prompts and noise."""
     chosen = [row for row in rows if "than_cfg" in row.extra]
-    guidances = list(dict.fromkeys(row.protocol.guidance for row in rows if plain(row) and row.protocol.guidance))
+    guidances = list(dict.fromkeys(g for row in rows if plain(row) and (g := row.protocol.guidance) is not None))
     steps = list(pairwise(guidances))
     if not steps:
         return []

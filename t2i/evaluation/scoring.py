@@ -13,10 +13,8 @@ from t2i.evaluation.clip_score import Judge
 from t2i.evaluation.picture_sets import PictureSet
 from t2i.evaluation.protocol import Protocol
 from t2i.evaluation.rows import Row
-from t2i.evaluation.scene_parser import MEANING, Part, aggregate, score_all
+from t2i.evaluation.scene_parser import MEANING, VERSION, Part, aggregate, score_all
 from t2i.evaluation.store import Task, digest
-
-VERSION = 1  # of the scenes' parser: what it scored before counts no more
 
 
 @dataclass(frozen=True)

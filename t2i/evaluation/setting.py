@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from t2i import randomness
@@ -17,12 +18,14 @@ from t2i.evaluation.features import Features
 from t2i.evaluation.frechet import Reference, check_dims
 from t2i.evaluation.measures import OF_FEATURES, Groups, groups_of, reference_of
 from t2i.evaluation.picture_sets import PictureSet, gathered, real, through, under_noise
+from t2i.evaluation.prdc import NEAREST
 from t2i.evaluation.protocol import Protocol, prompts_hash
 from t2i.evaluation.reference import ReferencePictures, check_reference
 from t2i.evaluation.stats import save_reference
 from t2i.evaluation.store import Store
 
 REAL, VAE = "real", "vae"
+SHOWN = 8  # pictures of each guidance on the page
 
 
 @dataclass
@@ -57,6 +60,7 @@ class Setting:
                 f"{shared} prompts are captions of the reference: both sides show the same things, which makes their "
                 "distance smaller than that of strangers; FD∞ has it taken out, KID may fall below 0"
             )
+        self._check_enough()
         if "skills" in self.metrics:
             if size[0] != size[1] or size[0] < LEAST_PIXELS:
                 raise ValueError(f"--metrics skills: scenes are read from squares of {LEAST_PIXELS} pixels, not {size}")
@@ -69,6 +73,17 @@ class Setting:
                 raise ValueError("--metrics vlb: a bound is of captioned pictures: give a reference that has them all")
         if isinstance(self.reference, ReferencePictures) and self.reference.size != size:
             raise ValueError(f"the reference is read at {self.reference.size}, the pictures have {size}")
+
+    def _check_enough(self) -> None:
+        """Neighbours and kernels need some pictures on both sides, whichever group of prompts is left out."""
+        prompts, largest = len(self.contestant.prompts), int(torch.bincount(self.groups[0]).max())
+        fewest = min(prompts - largest, len(self.captions)) if self.captions else prompts - largest
+        for metric, least in (("prdc", NEAREST + 1), ("kid", 2)):
+            if metric in self.metrics and fewest < least:
+                raise ValueError(
+                    f"--metrics {metric}: needs {least} pictures on both sides whichever group of prompts is left out, "
+                    f"and here are {fewest}: give more (--n, --reference), or take {metric} out"
+                )
 
     @cached_property
     def groups(self) -> Groups:

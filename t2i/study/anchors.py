@@ -8,15 +8,9 @@ from t2i.component import read_json
 from t2i.evaluation.anchors import shuffled
 from t2i.evaluation.rows import Extra, Row, write_rows
 from t2i.evaluation.scene_parser import reconstructed
+from t2i.study.files import REAL, SHUFFLED, VAE
 from t2i.study.lab import Lab
 from t2i.study.measure import commit, measured, rows_of
-
-REAL, VAE, SHUFFLED = "real", "vae", "shuffled"
-ANCHORS = {
-    REAL: "the test's own pictures",
-    VAE: "the same through the autoencoder: no generator of its latents does better",
-    SHUFFLED: "the same with each other's captions: drawing perfectly without reading",
-}
 
 
 def folder_of(lab: Lab) -> Path:

@@ -9,13 +9,13 @@ from t2i.data.grid import picture_grid
 from t2i.data.transforms import to_float
 from t2i.evaluation.rows import Row, read_rows
 from t2i.study import anchors, measure, prepare
-from t2i.study.files import REPORT
+from t2i.study.files import REPORT, sheet_name
 from t2i.study.lab import Lab
 from t2i.study.plan import Run, runs_of
 from t2i.study.recipe import StudyRecipe
 from t2i.study.stages import Stage, claim, work
 from t2i.study.table import write_results
-from t2i.study.training import is_trained, train_recipe, train_run
+from t2i.study.training import is_trained, train_recipe, train_run, trained_steps
 from t2i.training.plan import Plan
 from t2i.training.ranks import ranks
 from t2i.training.resume import check_run
@@ -30,14 +30,27 @@ def study(recipe: StudyRecipe) -> list[str]:
         )
     prepare.check_encoders(recipe)
     Plan.of(recipe.train, 1, couples_batch=False)
+    measure.commit()  # now, before anything changes under a study of hours
     for run in runs_of(recipe):
         wanted = train_recipe(recipe, run)
         check_run(wanted.run, wanted.model_dump(mode="json"))
+        check_steps(recipe, run)
     recipe.folder.mkdir(parents=True, exist_ok=True)
     lab = Lab(recipe)
     done = work(stages_of(recipe, lab), recipe.folder / "claims", lambda text: print(text, flush=True))
     collect(recipe, lab)
     return done
+
+
+def check_steps(recipe: StudyRecipe, run: Run) -> None:
+    """Refuse another number of steps than those of a run that is finished: it would stay as it is."""
+    if is_trained(recipe, run):
+        folder, asked = run.folder(recipe), recipe.train.steps
+        if (steps := trained_steps(folder)) != asked:
+            raise ValueError(
+                f"{folder}: is trained, for {steps} steps; with train.steps={asked} it would stand beside runs of "
+                "another length: put the number back, or begin a new study with out=FOLDER"
+            )
 
 
 def stages_of(recipe: StudyRecipe, lab: Lab) -> list[Stage]:
@@ -71,9 +84,7 @@ def _evaluate(recipe: StudyRecipe, lab: Lab, run: Run) -> None:
 def collect(recipe: StudyRecipe, lab: Lab) -> Path:
     """Everything that a report is made of, in `report`: rows of the finished runs, sheets, what the study is."""
     folder = recipe.folder / REPORT
-    with claim(recipe.folder / "claims" / "collect.lock") as mine:
-        if not mine:
-            return folder  # who holds it looks at the disk after this evaluation was written
+    with claim(recipe.folder / "claims" / "collect.lock", wait=True):
         finished = [run for run in runs_of(recipe) if measure.is_evaluated(lab, run)]
         rows: list[Row] = read_rows(anchors.folder_of(lab)) if anchors.is_anchored(lab) else []
         for run in finished:
@@ -113,7 +124,7 @@ def _prepared(recipe: StudyRecipe, name: str) -> dict[str, Any]:
 
 def _sheet(recipe: StudyRecipe, lab: Lab, run: Run, folder: Path) -> None:
     """The first pictures of a run at the guidance where sizes are compared, in a row."""
-    path = folder / f"{run.name}.png"
+    path = folder / sheet_name(run.name, recipe.evaluate.at)
     if path.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,17 @@ from torch import Tensor
 from t2i.component import save_weights, sync_files, write_json
 
 REPORT = "report"  # the folder in a study's that holds its rows, pictures and page
+REAL, VAE, SHUFFLED = "real", "vae", "shuffled"
+ANCHORS = {
+    REAL: "the test's own pictures",
+    VAE: "the same through the autoencoder: no generator of its latents does better",
+    SHUFFLED: "the same with each other's captions: drawing perfectly without reading",
+}
+
+
+def sheet_name(run: str, guidance: float) -> str:
+    """The file of a run's sample sheet."""
+    return f"{run}-cfg{guidance:g}.png"
 
 
 def save_json(value: dict[str, Any], path: Path) -> None:

@@ -22,7 +22,7 @@ from t2i.evaluation.frechet import Moments, Reference
 from t2i.evaluation.jackknife import group_by
 from t2i.evaluation.protocol import Protocol, prompts_hash
 from t2i.evaluation.reading import extract, to_uint8
-from t2i.evaluation.scene_parser import MEANING, Part, Skills, score_all
+from t2i.evaluation.scene_parser import MEANING, VERSION, Part, Skills, score_all
 from t2i.study.recipe import StudyRecipe
 from t2i.training.pictures import open_pictures
 from t2i.training.ranks import ranks
@@ -37,7 +37,8 @@ class Lab:
         self.recipe, self.ask = recipe, recipe.evaluate
         self.device = ranks().device
         said = recipe.evaluate.model_dump(mode="json", exclude={"at", "at_fd", "guidance", "shown"}) | {
-            "size": recipe.size
+            "size": recipe.size,
+            "parser": VERSION,
         }
         self.key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:10]
 

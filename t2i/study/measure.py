@@ -11,6 +11,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+import t2i
 from t2i.component import read_json, read_safetensors
 from t2i.data.scenes import minimal_captions
 from t2i.evaluation.bound import latent_bound
@@ -25,7 +26,7 @@ from t2i.study.files import save_json, save_tensors
 from t2i.study.lab import PARTS, Lab, skills_of
 from t2i.study.plan import Run, axis_of
 from t2i.study.prepare import encoder_file
-from t2i.study.training import TRAINED, network_parameters, train_seconds
+from t2i.study.training import TRAINED, network_parameters, train_seconds, trained_steps
 
 BOUND = (("vlb", "caption"), ("caption_info", "null"), ("caption_margin", "contrast"))
 
@@ -115,7 +116,7 @@ class Subject:
             "own_family": flag,
             "projector_parameters": network_parameters(self.pipeline.generator.unet)[1],
             "train_seconds": train_seconds(self.folder),
-            "steps": self.lab.recipe.train.steps,
+            "steps": trained_steps(self.folder),
             "validation_loss": read_json(self.folder / TRAINED / "report.json")["loss"],
             "threads": torch.get_num_threads(),
             "device": str(self.lab.device),
@@ -173,16 +174,16 @@ def rows_of(lab: Lab, found: dict[str, Tensor], model: dict[str, Any], about: di
 
 
 def replicates_of(lab: Lab, found: dict[str, Tensor]) -> dict[str, Replicates]:
-    """The distance and the alignment with and without each group of captions: two runs are compared in pairs."""
+    """The distance, the alignment and exact scenes with and without each group of captions: runs compare in pairs."""
     each = {"fd": distances(moments_by_group(found["features"], lab.groups), lab.reference)}
     if "clip_score" in found:
         each["clip_score"] = mean_of(found["clip_score"], lab.groups)
-    if lab.ask.skills:
-        hits, n = found["skills"][: len(lab.captions), PARTS.index(lab.ask.alignment)].double().T
+    for skill in (lab.ask.alignment, "exact") if lab.ask.skills else ():
+        hits, n = found["skills"][: len(lab.captions), PARTS.index(skill)].double().T
         zeros = torch.zeros(int(lab.groups.max()) + 1, dtype=torch.float64)
         of_group, counted = (zeros.index_add(0, lab.groups, x) for x in (hits, n))
         without = (hits.sum() - of_group) / (n.sum() - counted)
-        each[lab.ask.alignment] = Replicates((hits.sum() / n.sum()).item(), tuple(without.tolist()))
+        each[skill] = Replicates((hits.sum() / n.sum()).item(), tuple(without.tolist()))
     return each
 
 
@@ -241,7 +242,7 @@ def bound_rows(subject: Subject, path: Path) -> list[Row]:
 @cache
 def commit() -> str | None:
     """The commit of the code, with + where it was changed since; None outside of a repository."""
-    here = Path(__file__).parent
+    here = Path(t2i.__file__).parent
 
     def git(*words: str) -> str | None:
         try:

@@ -1,5 +1,6 @@
 """The recipe of a study of text encoders: what is trained, what is held fixed, what is measured."""
 
+import math
 import re
 from pathlib import Path
 
@@ -79,6 +80,9 @@ class Evaluation(Section):
 
     @model_validator(mode="after")
     def _agree(self) -> "Evaluation":
+        scales = self.guidance
+        if len(set(scales)) < len(scales) or not all(math.isfinite(w) and w >= 0 for w in scales):
+            raise ValueError(f"guidance = {', '.join(f'{w:g}' for w in scales)}: each scale once, 0 or larger")
         for key in ("at", "at_fd"):
             if (w := getattr(self, key)) not in self.guidance:
                 raise ValueError(f"{key} = {w:g} is none of guidance = {', '.join(f'{w:g}' for w in self.guidance)}")

@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 
 from t2i.study import figures
 from t2i.study.figures import Drawing
-from t2i.study.files import REPORT, save_text
-from t2i.study.stats import FD, Apart, apart, compared, metric_at, points, sensitive, slope
+from t2i.study.files import ANCHORS, REPORT, save_text, sheet_name
+from t2i.study.stats import FD, Apart, apart, compared, metric_at, points, sensitive, shared_sizes, slope
 from t2i.study.table import Number, Results, read_results
 from t2i.study.words import conclusion, named, number
 
@@ -22,17 +22,25 @@ th:first-child, td:first-child { text-align: left; } tr:nth-child(even) { backgr
 :target { outline: 2px solid #d60; } .said { border-left: 4px solid #36c; padding: .3em 1em; font-size: 17px; }
 .not { border-left: 4px solid #d60; padding: .3em 1em; } img { display: block; } .hash { font-family: monospace; }
 """
-NOT_THIS = (
+NOT_WEB = (
     "Not a statement about web-scale encoders: these encoders learnt a small grammar of captions and know nothing "
     "that a larger corpus would teach (rare words, facts, styles). What can be read here is what a frozen encoder's "
-    "capacity and training do to exact binding under one latent diffusion model, and whether a distance follows.",
-    "Not comparable with published FIDs: distances are in features of their own, named at every figure.",
-    "Not a scaling law: every size was trained for the same steps, not to convergence nor for equal compute, and every "
-    "encoder once; an interval is over the seeds of the U-Net, so it does not hold what another training of an "
-    "encoder would change.",
-    "Not a choice of the best guidance: comparisons are at guidance scales fixed before the runs; the curves show all.",
-    "The skills' parser knows the renderer: it judges these scenes and no other pictures.",
+    "capacity and training do to exact binding under one latent diffusion model, and whether a distance follows."
 )
+NOT_FID = "Not comparable with published FIDs: distances are in features of their own, named at every figure."
+NOT_THIS = (
+    "Not a scaling law: every U-Net was trained for the same steps, not to convergence nor for equal compute, on one "
+    "training of each encoder. An interval holds what other seeds of the U-Net, and for rates and distances other "
+    "captions, would change; not what another training of an encoder would.",
+    "Not a choice of the best guidance: comparisons are at the scales that the recipe names; the curves show all.",
+    "Not one test: each interval is of 95% on its own, and of several one may miss.",
+)
+BARS = (
+    "Bars: 95%, over seeds and, but for what captions tell, over captions. A slope is over the sizes that all of its "
+    "seeds have. Dashed: controls."
+)
+SKILL_BARS = "Bars: 95% (Wilson) of one seed's captions, the mean of all seeds; what seeds change is not in them."
+NOT_PHOTOS = "The skills' parser knows the renderer: it judges these scenes and no other pictures."
 
 
 def write(folder: str | Path) -> list[str]:
@@ -64,9 +72,9 @@ def page(results: Results, images: dict[str, Drawing], sheet: Path | None) -> st
     parts += ["<p>Seeds in brackets; the shaded part is their envelope. Every point leads to its row.</p>"]
     flagged = {about["encoder"]: why for about in results.runs.values() if (why := about.get("own_family"))}
     parts += [f"<p class=not>{html.escape(name)}: {html.escape(why)}</p>" for name, why in flagged.items()]
-    parts += ["<h2>Size</h2>", _image("sizes", images), "<p>Bars: 95% over seeds. Dashed: controls.</p>"]
+    parts += ["<h2>Size</h2>", _image("sizes", images), f"<p>{BARS}</p>"]
     if "skills" in images:
-        parts += ["<h2>Skills</h2>", _image("skills", images)]
+        parts += ["<h2>Skills</h2>", _image("skills", images), f"<p>{SKILL_BARS}</p>"]
     parts += ["<h2>Floors and ceilings</h2>", _anchors(results)]
     if sheet is not None:
         shown = "".join(f"<li>{html.escape(text)}" for text in study["captions"])
@@ -74,9 +82,17 @@ def page(results: Results, images: dict[str, Drawing], sheet: Path | None) -> st
         parts += [f"<h2>Samples, on the same noise, at guidance {study['at']:g}</h2>"]
         parts += [f'<img src="data:image/png;base64,{source}" alt="samples"><ol>{shown}</ol>']
     parts += ["<h2>Cost</h2>", _costs(results), "<h2>What this is not</h2>"]
-    parts += [f"<p class=not>{html.escape(text)}</p>" for text in NOT_THIS]
+    parts += [f"<p class=not>{html.escape(text)}</p>" for text in _not_this(results)]
     parts += ["<h2>Runs</h2>", _runs(results), "<h2>Rows</h2>", _rows(results)]
     return f"<!doctype html><meta charset=utf-8><title>t2i study</title><style>{STYLE}</style>" + "\n".join(parts)
+
+
+def _not_this(results: Results) -> list[str]:
+    """What the page does not say, for what was measured here."""
+    scenes = results.study["alignment"] != "clip_score"
+    verified = any(protocol.get("verified") for protocol in results.protocols)
+    own = [NOT_WEB] if scenes else []
+    return [*own, *([] if verified else [NOT_FID]), *NOT_THIS, *([NOT_PHOTOS] if scenes else [])]
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[Any]], ids: Sequence[str] = ()) -> str:
@@ -112,10 +128,13 @@ def _slopes(results: Results) -> str:
             for family, group in points(results, axis, metric).items():
                 found = slope(group) if family else None
                 if found is not None:
-                    w, sizes = metric_at(results, metric), f"{group[0].parameters:,} to {group[-1].parameters:,}"
+                    w, sizes = metric_at(results, metric), ", ".join(f"{p.parameters:,}" for p in shared_sizes(group))
                     at = "-" if w is None else f"{w:g}"
-                    lines.append([named(results, metric), family, sizes, at, number(found), found.seeds])
-    return table(["metric", "sizes of", "parameters", "guidance", "a decade [95%]", "seeds"], lines)
+                    over = "seeds and captions" if found.captions else "seeds"
+                    lines.append([named(results, metric), family, sizes, at, number(found), found.seeds, over])
+    return table(
+        ["metric", "sizes of", "parameters", "guidance", "a decade [95%]", "seeds", "the interval is over"], lines
+    )
 
 
 def _anchors(results: Results) -> str:
@@ -127,7 +146,9 @@ def _anchors(results: Results) -> str:
         found = [results.find(name, metric) for name in names]
         ends = [_mean(results, encoder, metric) for encoder in pair]
         lines.append([named(results, metric), *("-" if n is None else f"{n.value:.4g}" for n in found), *ends])
-    return table(["metric", *(f"{name} pictures" for name in names), *pair], lines)
+    note = "; ".join(f"{name}: {text}" for name, text in ANCHORS.items() if name in names)
+    commits = ", ".join(sorted({str(results.runs[name].get("commit")) for name in names}))
+    return table(["metric", *names, *pair], lines) + f"<p>{html.escape(note)}. Measured at commit {commits}.</p>"
 
 
 def _mean(results: Results, encoder: str, metric: str) -> str:
@@ -153,7 +174,8 @@ def _costs(results: Results) -> str:
 
 def _runs(results: Results) -> str:
     names = [name for name in results.runs if "train_seconds" in results.runs[name]]
-    keys = ("encoder_parameters", "unet_parameters", "seeds", "train_seconds", "validation_loss", "commit", "device")
+    sizes = ("encoder_parameters", "unet_parameters")
+    keys = (*sizes, "seeds", "steps", "train_seconds", "validation_loss", "commit", "device")
     lines = []
     for name in names:
         about = results.runs[name]
@@ -198,7 +220,7 @@ def _area(x: int, y: int, row: Number) -> str:
 def sheets(results: Results, folder: Path) -> Image.Image | None:
     """The first pictures of the first seed of every encoder and U-Net, a row each, all from the same noise."""
     names = [n for n, about in results.runs.items() if about.get("train_seed") == 0]
-    found = [(name, folder / "sheets" / f"{name}.png") for name in names]
+    found = [(name, folder / "sheets" / sheet_name(name, results.study["at"])) for name in names]
     rows = [(name, Image.open(path).convert("RGB")) for name, path in found if path.is_file()]
     if not rows:
         return None

@@ -48,15 +48,18 @@ def work(stages: Sequence[Stage], claims: Path, say: Callable[[str], object] = p
 
 
 @contextmanager
-def claim(path: Path) -> Iterator[bool]:
+def claim(path: Path, wait: bool = False) -> Iterator[bool]:
     """Hold a file's lock among the processes that see it, of one machine or of several; False where another does.
 
-    The lock ends with its process: a killed one leaves its stage to whoever comes next.
+    With `wait` once that one has left it. The lock ends with its process: a killed one leaves its stage to whoever
+    comes next. A file system without locks is a ValueError.
     """
     with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             yield False
             return
+        except OSError as error:
+            raise ValueError(f"{path}: could not be locked ({error.strerror}): put the study where files can") from None
         yield True

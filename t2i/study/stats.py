@@ -15,11 +15,12 @@ FD, INFO, EXACT = "fd", "caption_info", "exact"
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over `seeds` and its 95% Student interval, which one seed does not have."""
+    """A mean over `seeds` and its 95% interval, which one seed does not have; see `over_seeds`."""
 
     value: float
     seeds: int
     half: float | None
+    captions: bool = False  # whether what other captions would change is in it
 
     @property
     def low(self) -> float | None:
@@ -37,11 +38,31 @@ class Interval:
         return 1 if self.value > 0 else -1
 
 
-def over_seeds(values: Sequence[float]) -> Interval:
-    """mean +- t_{k-1} s / sqrt(k)."""
-    k = len(values)
-    half = student(k - 1) * math.sqrt(variance(values) / k) if k > 1 else None
-    return Interval(fmean(values), k, half)
+def over_seeds(each: Sequence[Replicates]) -> Interval:
+    """The mean of a number of every seed: half^2 = (t_{k-1} s / sqrt(k))^2 + (t_{G-1} se)^2.
+
+    s is the spread between seeds; se the jackknife's of the mean, over the groups of captions that all seeds drew:
+    what other captions and noise would change is the same for all of them and does not show between them.
+    """
+    k, values = len(each), [one.full for one in each]
+    groups = {len(one.without) for one in each}
+    known = len(groups) == 1 and groups != {0}
+    if k < 2:
+        return Interval(fmean(values), k, None, known)
+    half = student(k - 1) * math.sqrt(variance(values) / k)
+    if known:
+        found = weighted([(1 / k, one) for one in each]).estimate()
+        half = math.hypot(half, found.ci95[1] - found.value)
+    return Interval(fmean(values), k, half, known)
+
+
+def weighted(terms: Sequence[tuple[float, Replicates]]) -> Replicates:
+    """A weighted sum, replicate by replicate; without replicates where a term has none."""
+    full = sum(weight * one.full for weight, one in terms)
+    if any(not one.without for _, one in terms):
+        return Replicates(full, ())
+    columns = zip(*(one.without for _, one in terms), strict=True)
+    return Replicates(full, tuple(sum(w * x for (w, _), x in zip(terms, column, strict=True)) for column in columns))
 
 
 @dataclass(frozen=True)
@@ -67,10 +88,11 @@ class Point:
     name: str
     parameters: int
     numbers: dict[int, Number]
+    each: dict[int, Replicates]  # the same with what they are without each group of captions, where that is kept
 
     @property
     def mean(self) -> Interval:
-        return over_seeds([number.value for number in self.numbers.values()])
+        return over_seeds(list(self.each.values()))
 
 
 def compared(results: Results) -> list[str]:
@@ -95,23 +117,40 @@ def points(results: Results, axis: str, metric: str) -> dict[str, list[Point]]:
             continue
         family = (about["family"] or "") if axis == "encoder" else "U-Nets"
         key = (family, about[axis])
-        point = found.setdefault(key, Point(about[axis], about[f"{axis}_parameters"], {}))
+        point = found.setdefault(key, Point(about[axis], about[f"{axis}_parameters"], {}, {}))
         point.numbers[about["train_seed"]] = number
+        point.each[about["train_seed"]] = _replicates(results, number)
     families: dict[str, list[Point]] = {}
     for (family, _), point in found.items():
         families.setdefault(family, []).append(point)
     return {family: sorted(group, key=lambda p: p.parameters) for family, group in families.items()}
 
 
-def slopes_by_seed(group: Sequence[Point]) -> dict[int, float]:
-    """Each seed's own least-squares slope per decade of parameters, over the sizes that it was trained at."""
-    found = {}
-    for seed in sorted({seed for point in group for seed in point.numbers}):
-        mine = [(math.log10(p.parameters), p.numbers[seed].value) for p in group if seed in p.numbers]
-        x0, y0 = (fmean(pair[i] for pair in mine) for i in (0, 1))
+def _replicates(results: Results, number: Number) -> Replicates:
+    kept = results.runs[number.run].get("replicates", {}).get(f"{number.metric}@{number.cfg or 0:g}")
+    return Replicates(number.value, ()) if kept is None else Replicates(kept[0], tuple(kept[1:]))
+
+
+def shared_sizes(group: Sequence[Point]) -> list[Point]:
+    """The sizes that all seeds with two or more have in common, so that slopes of unlike sizes are not averaged.
+
+    All sizes where the seeds have less than two in common.
+    """
+    seeds = {seed for point in group for seed in point.each}
+    sizes = [{p.name for p in group if seed in p.each} for seed in seeds]
+    shared = set.intersection(*(names for names in sizes if len(names) > 1)) if any(len(n) > 1 for n in sizes) else ()
+    return [p for p in group if p.name in shared] if len(shared) > 1 else list(group)
+
+
+def slopes_by_seed(group: Sequence[Point]) -> dict[int, Replicates]:
+    """Each seed's own least-squares slope per decade of parameters, over `shared_sizes`."""
+    found, group = {}, shared_sizes(group)
+    for seed in sorted({seed for point in group for seed in point.each}):
+        mine = [(math.log10(p.parameters), p.each[seed]) for p in group if seed in p.each]
+        x0 = fmean(x for x, _ in mine)
         spread = sum((x - x0) ** 2 for x, _ in mine)
         if spread > 0:
-            found[seed] = sum((x - x0) * (y - y0) for x, y in mine) / spread
+            found[seed] = weighted([((x - x0) / spread, y) for x, y in mine])
     return found
 
 
@@ -125,13 +164,13 @@ def slope_difference(ours: Sequence[Point], theirs: Sequence[Point]) -> Interval
     """ours - theirs, seed by seed: a seed begins from the same network and sees the same data and noise."""
     a, b = slopes_by_seed(ours), slopes_by_seed(theirs)
     shared = sorted(a.keys() & b.keys())
-    return over_seeds([a[seed] - b[seed] for seed in shared]) if shared else None
+    return over_seeds([weighted([(1, a[seed]), (-1, b[seed])]) for seed in shared]) if shared else None
 
 
 def apart(results: Results, metric: str, sees: str | None = None) -> Apart | None:
     """An encoder, by default the sensitivity check's that sees, against its blind one, in pairs of one seed.
 
-    se^2 = s^2 / k over the k seeds' differences + the mean of their own jackknife's, as all draw the same captions.
+    se^2 = s^2 / k over the k seeds' differences + that of their mean by the jackknife over the captions that all drew.
     None while there is no pair.
     """
     pair = results.study["sensitivity"]
@@ -140,26 +179,19 @@ def apart(results: Results, metric: str, sees: str | None = None) -> Apart | Non
     seeds = sorted(upper.numbers.keys() & lower.numbers.keys()) if upper and lower else []
     if not (upper and lower and seeds):
         return None
-    each = [_paired(results, upper.numbers[seed], lower.numbers[seed]) for seed in seeds]
-    between = variance([difference for difference, _ in each]) / len(each) if len(each) > 1 else 0.0
+    each = [weighted([(1, upper.each[seed]), (-1, lower.each[seed])]) for seed in seeds]
+    if not all(one.without for one in each):
+        return None
+    between = variance([one.full for one in each]) / len(each) if len(each) > 1 else 0.0
+    se = weighted([(1 / len(each), one) for one in each]).estimate().se
     means = [fmean(side.numbers[seed].value for seed in seeds) for side in (upper, lower)]
-    return Apart(metric, means[0], means[1], math.sqrt(between + fmean(se**2 for _, se in each)), len(seeds))
-
-
-def _paired(results: Results, ours: Number, theirs: Number) -> tuple[float, float]:
-    """ours - theirs and its standard error, by the jackknife over the groups of captions that both drew."""
-    sides = []
-    for number in (ours, theirs):
-        full, *without = results.runs[number.run]["replicates"][f"{number.metric}@{number.cfg:g}"]
-        sides.append(Replicates(full, tuple(without)))
-    estimate = sides[0].minus(sides[1]).estimate()
-    return estimate.value, estimate.se
+    return Apart(metric, means[0], means[1], math.hypot(math.sqrt(between), se), len(seeds))
 
 
 def differ(a: Point, b: Point) -> Interval | None:
     """a - b over the seeds that both have."""
-    shared = sorted(a.numbers.keys() & b.numbers.keys())
-    return over_seeds([a.numbers[s].value - b.numbers[s].value for s in shared]) if shared else None
+    shared = sorted(a.each.keys() & b.each.keys())
+    return over_seeds([weighted([(1, a.each[s]), (-1, b.each[s])]) for s in shared]) if shared else None
 
 
 def sensitive(results: Results) -> bool:

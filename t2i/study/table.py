@@ -84,10 +84,24 @@ def read_results(folder: str | Path) -> Results:
         raise ValueError(f"{path}: no such file: a study writes it beside study.json") from None
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: no table of a study's rows ({error!r})") from None
-    _check_alike(numbers, head["protocols"], path)
-    order = {name: k for k, name in enumerate(head["study"]["planned"])}
-    runs = dict(sorted(head["runs"].items(), key=lambda item: order.get(item[0], len(order))))
+    try:
+        _check_alike(numbers, head["protocols"], path)
+        order = {name: k for k, name in enumerate(head["study"]["planned"])}
+        runs = dict(sorted(head["runs"].items(), key=lambda item: order.get(item[0], len(order))))
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder}: study.json and results.csv do not belong together ({error!r})") from None
+    if missing := sorted({number.run for number in numbers} - runs.keys()):
+        raise ValueError(f"{folder}: study.json knows nothing of the run {missing[0]} in results.csv")
+    _check_steps(runs, folder)
     return Results(numbers, head["protocols"], runs, head["study"])
+
+
+def _check_steps(runs: dict[str, dict[str, Any]], folder: Path) -> None:
+    """Runs of unlike lengths never share a figure."""
+    trained = {about["steps"]: name for name, about in runs.items() if "steps" in about}
+    if len(trained) > 1:
+        (a, one), (b, other) = list(trained.items())[:2]
+        raise ValueError(f"{folder}: {one} was trained for {a} steps, {other} for {b}: they do not stand in one figure")
 
 
 def _number(k: int, line: dict[str, str]) -> Number:

@@ -96,6 +96,12 @@ def train_seconds(folder: Path) -> float:
     return seconds
 
 
+def trained_steps(folder: Path) -> int:
+    """How many steps a finished run went, whatever its recipe says by now."""
+    lines = (folder / TRAINED / "metrics.jsonl").read_text(encoding="utf8").splitlines()
+    return json.loads(lines[-1])["step"]
+
+
 def network_parameters(unet: UNet) -> tuple[int, int]:
     """(of the U-Net proper, of the projector in front of it)."""
     projector = sum(p.numel() for p in unet.encoder_hid_proj.parameters()) if unet.encoder_hid_proj is not None else 0

@@ -11,6 +11,7 @@ from t2i.study.stats import (
     differ,
     points,
     sensitive,
+    shared_sizes,
     slope,
     slope_difference,
 )
@@ -49,15 +50,17 @@ def conclusion(results: Results) -> list[str]:
         return [f"{NOT_SENSITIVE}: {pair['sees']} against {pair['blind']} is {seen}; {LEAST:g} are asked for in both."]
     said = [f"The set-up can see an effect: {pair['sees']} against {pair['blind']} is {seen}."]
     for metric in compared(results):
-        if metric in (alignment, FD):  # whose jackknife every run keeps
-            said += _floor(results, metric)
-        said += _sizes(results, metric)
+        said += [*_floor(results, metric), *_sizes(results, metric)]
     return said + _controls(results, alignment)
 
 
 def _apart(results: Results, check: Apart) -> str:
     name = short(results, check.metric)
-    return f"{check.sees:.3g} to {check.blind:.3g} in {name} ({check.ratio:.1f} standard errors)"
+    return f"{check.sees:.3g} to {check.blind:.3g} in {name} ({check.ratio:.1f} standard errors, {_seeds(check.seeds)})"
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seeds" if count > 1 else "one seed"
 
 
 def _floor(results: Results, metric: str) -> list[str]:
@@ -99,8 +102,9 @@ def _sizes(results: Results, metric: str) -> list[str]:
 
 
 def _slope(name: str, label: str, found: Interval, group: list[Point]) -> str:
+    group = shared_sizes(group)  # as the slope has them
     times = group[-1].parameters / group[0].parameters
-    over = f"per decade of {label} parameters (over {times:.0f} times, {found.seeds} seed{'s' * (found.seeds > 1)})"
+    over = f"per decade of {label} parameters ({len(group)} sizes over {times:.0f} times, {_seeds(found.seeds)})"
     if found.half is None:
         return f"{name} {found.value:+.3g} {over}: one seed has no interval, so nothing follows"
     if found.sign == 0:

@@ -224,11 +224,12 @@ def test_finished_pictures_are_measured_as_they_are(t2i, world, tmp_path):
     assert code == 2 and "were drawn with cfg = 2.0, 3.0" in err, err
 
 
-def test_the_bound_stands_beside_the_distances(t2i, world, tmp_path):
-    flags = {"--metrics": "vlb", "--n": 6, "--cfg": "1"}
+def test_the_bound_needs_no_pictures_but_those_of_the_page(t2i, world, tmp_path, counted):
+    flags = {"--metrics": "vlb", "--n": 20, "--cfg": "1", "--features": None}
     code, out, err = t2i(*asked(world, "o", **flags))
     assert code == 0, err
-    assert "caption_info" in out
+    assert "caption_info" in out and [start for start, _ in counted] == [0, 7]  # 8 pictures in batches of 7
+    assert "14 pictures, 28 evaluations" in err
     rows = {row.metric for row in read_rows(tmp_path / "o")}
     assert {"vlb", "vlb_prior", "vlb_denoising", "vlb_reconstruction", "caption_info", "vlb_t"} <= rows
     assert "<h2>The bound</h2>" in (tmp_path / "o" / "report.html").read_text()
@@ -240,6 +241,7 @@ def test_skills_are_read_from_scenes(t2i, world, tmp_path):
     flags = {"--metrics": "skills", "--prompts": "scenes.txt", "--size": "32x32", "--cfg": "2", "--n": 4}
     code, _, err = t2i(*asked(world, "o", **flags))
     assert code == 0, err
+    assert "--features means nothing to --metrics skills: not used" in err
     rows = read_rows(tmp_path / "o")
     exact = next(row for row in rows if row.metric == "skill_exact" and "anchor" not in row.extra)
     assert exact.value == 0 and exact.extra["out_of"] == 4 and exact.protocol.guidance == 2
@@ -266,6 +268,7 @@ def no_network(*_, **__):
         ({"--steps": "0"}, "--steps"),
         ({"--solver": "magic"}, "magic"),
         ({"--judge": "clip:x"}, "--judge means nothing without the metric clip"),
+        ({"--metrics": "fd,prdc", "--n": "6"}, "--metrics prdc: needs 6 pictures on both sides"),
         ({"--n": "1"}, ""),
     ],
 )
@@ -305,6 +308,15 @@ def test_the_numbers_of_another_model_are_kept(t2i, world, tmp_path):
     assert code == 2 and "o holds the numbers of another model" in err, err
     assert (tmp_path / "o" / "metrics.json").read_bytes() == before
     assert json.loads(before)["schema_version"] == 1
+    flags |= {"--metrics": "vlb", "--features": None}
+    code, _, err = t2i(*asked(world, "o", **flags), "--no-anchors")
+    assert code == 0 and "o: its numbers of fd are replaced; another folder (-o) would keep them" in err, err
+
+
+def test_from_guidance_zero_to_the_next(t2i, world, tmp_path):
+    code, _, err = t2i(*asked(world, "o", **{"--metrics": "fd", "--n": 8, "--cfg": "0,1"}), "--no-anchors")
+    assert code == 0, err
+    assert "<th>0 → 1</th>" in (tmp_path / "o" / "report.html").read_text()
 
 
 def test_help_names_the_ways(t2i):

@@ -20,6 +20,7 @@ from t2i.evaluation.reading import extract, to_uint8
 from t2i.evaluation.reference import check_reference, open_reference
 from t2i.evaluation.stats import save_reference
 from t2i.text.clip import CLIPTextEncoder
+from t2i.text.controls import bag_of_words, null_encoder
 from t2i.text.tokenizer import SMALLEST, learn_tokenizer
 from t2i.text.towers import ImageTower, ImageTowerConfig, TextTowerConfig, text_tower
 
@@ -174,6 +175,7 @@ def test_a_judge_of_the_own_family_is_flagged(pair):
     own = CLIPTextEncoder.load(pair / "text")
     assert "own text encoder" in (own_family(judge, own) or "")
     assert "both CLIPs" in (own_family(judge, make_text()) or "")
+    assert own_family(judge, null_encoder()) is None and own_family(judge, bag_of_words(own)) is None
 
 
 @pytest.mark.parametrize("name", ["local:x", "inception:x", "clip:", "local:x+"])

@@ -61,6 +61,7 @@ def write_study(
             "commit": "0123456789ab",
             "projector_parameters": 100,
             "train_seconds": 60.0,
+            "steps": 10,
             "validation_loss": 0.25,
             "device": "cpu",
         }

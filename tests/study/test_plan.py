@@ -86,6 +86,8 @@ def test_faults_of_a_recipe_are_named(tmp_path, changes, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"guidance": [1, 2, 2]}, r"guidance = 1, 2, 2: each scale once"),
+        ({"guidance": [1, 2, -3]}, r"guidance = 1, 2, -3: each scale once, 0 or larger"),
         ({"at": 4}, r"at = 4 is none of guidance = 1, 2"),
         ({"solver": "ddpm"}, r"ddpm draws noise"),
         ({"only": {"taste": tiny.scenes(4, 1)}}, r"only\.taste: no such skill"),

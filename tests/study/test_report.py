@@ -1,6 +1,7 @@
 """The report: slopes with seeds as the unit, the sensitivity check before any word, points that lead to their rows."""
 
 import io
+import json
 import math
 import re
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from t2i.evaluation.jackknife import Replicates
 from t2i.study import figures, report, stats, words
 from t2i.study.table import read_results, write_results
 from tests.study.synthetic import row, write_study
@@ -32,16 +34,60 @@ def test_slope_is_that_of_the_truth_and_its_interval_holds_it(tmp_path):
     assert between is not None and between.sign == 1 and abs(between.value - 0.08) < 0.02
 
 
+def alone(*values):
+    return [Replicates(value, ()) for value in values]
+
+
 def test_interval_over_seeds_is_students():
-    found = stats.over_seeds([1.0, 2.0, 3.0])
-    assert found.value == 2 and found.half == pytest.approx(4.302652730 / math.sqrt(3))
-    assert found.sign == 0 and stats.over_seeds([1.0]).half is None and stats.over_seeds([1.0]).sign == 0
+    found = stats.over_seeds(alone(1.0, 2.0, 3.0))
+    assert found.value == 2 and found.half == pytest.approx(4.302652730 / math.sqrt(3)) and not found.captions
+    assert found.sign == 0 and stats.over_seeds(alone(1.0)).half is None and stats.over_seeds(alone(1.0)).sign == 0
+
+
+def test_what_other_captions_would_change_is_in_an_interval():
+    """It is the same for all seeds, which draw the same captions, so it does not show between them."""
+    without = (0.1 * torch.randn(20, generator=torch.Generator().manual_seed(0)).double()).tolist()
+    each = [Replicates(x, tuple(x + w for w in without)) for x in (1.0, 2.0, 3.0)]
+    found, captions = stats.over_seeds(each), each[0].estimate()
+    assert found.captions and found.half == pytest.approx(
+        math.hypot(4.302652730 / math.sqrt(3), captions.ci95[1] - captions.value)
+    )
+    same = stats.over_seeds([each[0]] * 3)
+    assert same.half == pytest.approx(captions.ci95[1] - captions.value)
+    assert not stats.over_seeds([*each, *alone(2.0)]).captions
+
+
+def test_intervals_hold_the_truth_where_seeds_share_their_captions():
+    """A nominal 95%, of 400 studies of three seeds whose captions shift all of them alike."""
+    generator, hits = torch.Generator().manual_seed(0), 0
+    for _ in range(400):
+        pictures = torch.randn(3, 20, 10, generator=generator) + torch.randn(20, 10, generator=generator)
+        pictures += 0.1 * torch.randn(3, 1, 1, generator=generator)
+        groups = pictures.double().mean(2)
+        each = [Replicates(g.mean().item(), tuple(((g.sum() - g) / 19).tolist())) for g in groups]
+        found = stats.over_seeds(each)
+        assert found.half is not None
+        hits += abs(found.value) <= found.half
+    assert hits >= 0.93 * 400
+
+
+def test_slopes_are_of_the_sizes_that_the_seeds_share():
+    """A curve without any noise has no interval, though one seed has an inner size more."""
+    numbers = {50_000: 0.2, 500_000: 0.6, 5_000_000: 0.6}
+    seeds = {50_000: (0, 1, 2), 500_000: (0,), 5_000_000: (0, 1, 2)}
+    group = [
+        stats.Point(str(p), p, {}, {seed: Replicates(value, ()) for seed in seeds[p]}) for p, value in numbers.items()
+    ]
+    found = stats.slope(group)
+    assert found is not None and found.value == pytest.approx(0.2) and found.half == pytest.approx(0, abs=1e-12)
+    assert [p.name for p in stats.shared_sizes(group)] == ["50000", "5000000"]
+    assert len(stats.shared_sizes(group[:1])) == 1
 
 
 def test_a_seed_with_two_sizes_has_a_slope_and_one_with_one_has_none(tmp_path):
     write_study(tmp_path)
     [group] = [g for f, g in stats.points(read_results(tmp_path), "encoder", "binding").items() if f]
-    del group[1].numbers[1], group[0].numbers[2], group[1].numbers[2]
+    del group[1].each[1], group[0].each[2], group[1].each[2]
     assert sorted(stats.slopes_by_seed(group)) == [0, 1]
 
 
@@ -137,6 +183,56 @@ def test_numbers_of_unlike_protocols_are_refused(tmp_path):
     write_results([*rows, other], {}, results.study, tmp_path)
     with pytest.raises(ValueError, match="fd of b has fingerprint = 0, others abab"):
         read_results(tmp_path)
+
+
+def test_runs_of_unlike_lengths_are_refused(tmp_path):
+    write_study(tmp_path)
+    change(tmp_path, lambda head: head["runs"]["bag.base.0"].update(steps=20))
+    with pytest.raises(ValueError, match=r"was trained for 10 steps, bag\.base\.0 for 20: they do not stand in one"):
+        read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (lambda head: head["protocols"].clear(), "study.json and results.csv do not belong together"),
+        (lambda head: head.pop("protocols"), "study.json and results.csv do not belong together"),
+        (lambda head: head["runs"].pop("bag.base.0"), "study.json knows nothing of the run bag.base.0"),
+    ],
+)
+def test_files_of_two_moments_are_refused(tmp_path, how, message):
+    write_study(tmp_path)
+    change(tmp_path, how)
+    with pytest.raises(ValueError, match=message):
+        read_results(tmp_path)
+
+
+def test_what_the_page_is_not_fits_what_was_measured(tmp_path):
+    write_study(tmp_path)
+    report.write(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "small grammar" in page and "parser knows" in page and "published FIDs" in page
+
+    def judged(head):
+        head["study"]["alignment"] = "clip_score"
+        for protocol in head["protocols"]:
+            protocol.update(verified=True, judge="clip:x")
+        for about in head["runs"].values():
+            each = about.get("replicates", {})
+            each |= {name.replace("binding", "clip_score"): value for name, value in each.items()}
+
+    change(tmp_path, judged)
+    (tmp_path / "results.csv").write_text((tmp_path / "results.csv").read_text().replace(",binding,", ",clip_score,"))
+    report.write(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "small grammar" not in page and "parser knows" not in page and "published FIDs" not in page
+    assert "Not a scaling law" in page
+
+
+def change(folder, how):
+    head = json.loads((folder / "study.json").read_text())
+    how(head)
+    (folder / "study.json").write_text(json.dumps(head))
 
 
 def test_folders_without_a_study_are_refused(tmp_path):

@@ -1,5 +1,6 @@
 """A whole study: killed and begun again it repeats no finished stage; its runs differ in one thing alone."""
 
+import errno
 import json
 import os
 import signal
@@ -12,10 +13,13 @@ import pytest
 
 from t2i.component import read_safetensors
 from t2i.config import load_recipe
-from t2i.study import report
-from t2i.study.engine import REPORT, stages_of, study
+from t2i.study import engine, report
+from t2i.study.engine import stages_of, study
+from t2i.study.files import REPORT, sheet_name
 from t2i.study.lab import Lab
+from t2i.study.plan import runs_of
 from t2i.study.recipe import StudyRecipe
+from t2i.study.stages import claim
 from t2i.study.table import read_results
 from tests.study import tiny
 
@@ -65,6 +69,42 @@ def finished(folder, recipe) -> list[str]:
 def test_a_killed_study_goes_on_and_a_finished_one_has_nothing_to_do(finished, recipe):
     assert "train null.base.0" in finished and "evaluate clip.base.0" in finished
     assert study(recipe) == []
+
+
+def test_finished_runs_do_not_stand_beside_longer_ones(finished, recipe):
+    longer = recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": recipe.train.steps + 1})})
+    with pytest.raises(ValueError, match=r"oracle\.base\.0: is trained, for \d+ steps; with train\.steps=\d+ it would"):
+        study(longer)
+
+
+def test_sheets_are_of_the_guidance_that_the_page_names(finished, recipe, folder):
+    sheets = folder / "study" / REPORT / "sheets"
+    before = {path.name for path in sheets.iterdir()}
+    other = next(w for w in recipe.evaluate.guidance if w != recipe.evaluate.at)
+    engine.collect(again := asking(recipe, at=other), Lab(again))
+    assert before == {sheet_name(run.name, recipe.evaluate.at) for run in runs_of(recipe)}
+    assert {path.name for path in sheets.iterdir()} - before == {sheet_name(run.name, other) for run in runs_of(recipe)}
+    engine.collect(recipe, Lab(recipe))
+
+
+def asking(recipe, **keys):
+    return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=keys)})
+
+
+def test_a_place_without_locks_is_said(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with pytest.raises(ValueError, match="could not be locked"), claim(tmp_path / "x.lock"):
+        pass
+
+
+def test_a_claim_is_of_one_process_and_can_be_waited_for(tmp_path):
+    with claim(tmp_path / "x.lock") as mine, claim(tmp_path / "x.lock") as theirs:
+        assert mine and not theirs
+    with claim(tmp_path / "x.lock", wait=True) as again:
+        assert again
 
 
 def test_runs_begin_from_the_same_network_and_see_the_same(finished, recipe, folder):

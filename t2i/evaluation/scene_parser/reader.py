@@ -14,6 +14,7 @@ from t2i.data.scenes import BACKGROUNDS, COLOURS, LEAST_PIXELS, SIZES, Scene, Th
 from t2i.evaluation.scene_parser.colours import distances, nearest
 from t2i.evaluation.scene_parser.templates import STEPS, centroid, patch_side, templates
 
+VERSION = 2  # what an older parser read counts no more
 LARGEST = 64  # larger pictures are averaged down to this side
 FAINT = 30.0  # RGB units from the background, at least
 SHARE = 0.5  # of the strongest pixel nearby: where a blob's edge is
