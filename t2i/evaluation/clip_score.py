@@ -78,7 +78,7 @@ def own_family(judge: Judge, contestant: TextEncoder) -> str | None:
     """Why a judge may favour a model with this text encoder; None: it is of another kind."""
     if judge.encoder.fingerprint() == contestant.fingerprint():
         return "the judge's text tower is the model's own text encoder"
-    if isinstance(contestant, CLIPTextEncoder) and contestant.tower.config.num_hidden_layers:  # else a control
+    if isinstance(contestant, CLIPTextEncoder) and contestant.config.num_hidden_layers:  # else a control
         return "the judge and the model's text encoder are both CLIPs"
     return None
 
