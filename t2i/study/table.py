@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from t2i.component import read_json
 from t2i.evaluation.rows import Row
-from t2i.study.files import save_json, save_text
+from t2i.study.files import save_text
 
 SCHEMA = 1
 COLUMNS = ("run", "metric", "cfg", "value", "se", "ci_low", "ci_high", "n", "hits", "protocol")
@@ -63,7 +64,16 @@ def write_results(rows: Sequence[Row], runs: dict[str, dict[str, Any]], study: d
         cells = [name, row.metric, row.protocol.guidance, row.value, row.se, low, high, row.protocol.n]
         writer.writerow([_cell(c) for c in (*cells, row.extra.get("hits"), protocols.index(shared))])
     save_text(text.getvalue(), folder / "results.csv")
-    save_json({"schema_version": SCHEMA, "protocols": protocols, "runs": runs, "study": study}, folder / "study.json")
+    head = {"schema_version": SCHEMA, "protocols": protocols, "runs": runs, "study": study}
+    save_text(_lines(head, 2) + "\n", folder / "study.json")
+
+
+def _lines(value: Any, depth: int) -> str:
+    """JSON with a line for each entry of the outermost mappings: a run is one line."""
+    if depth and isinstance(value, dict):
+        entries = (f"{json.dumps(str(key))}: {_lines(entry, depth - 1)}" for key, entry in value.items())
+        return "{\n" + ",\n".join(entries) + "\n}"
+    return json.dumps(value, allow_nan=False)
 
 
 def _cell(value: Any) -> Any:
