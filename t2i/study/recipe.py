@@ -12,6 +12,7 @@ from t2i.diffusion.solvers import find_solver, parse_solver
 from t2i.evaluation.scene_parser import MEANING
 from t2i.generator.scheduler_config import SchedulerConfig
 from t2i.generator.unet_config import UNetConfig
+from t2i.text.controls import parse_control
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]*")
 ORACLE = "control:oracle"
@@ -33,6 +34,13 @@ class Encoder(Section):
     text_layer: int | None = Field(default=None, description="which layer's states are read, -1 the last")
     family: str | None = Field(default=None, description="sizes of one family make a curve; a control has none")
     seeds: int = Field(default=1, gt=0, description="trainings: seeds 0, 1, ..")
+
+    @field_validator("text_encoder")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name.startswith("control:") and name != ORACLE:
+            parse_control(name.removeprefix("control:"))
+        return name
 
 
 class Network(Section):

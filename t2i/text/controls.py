@@ -33,20 +33,24 @@ E = TypeVar("E", bound=CLIPTextEncoder)
 Attributes = Sequence[Sequence[str]]  # the words of each of a scene's tokens
 
 
+def parse_control(name: str) -> tuple[str, str, int]:
+    """(kind, folder, seed) of a control's name without its `control:`; the null has no folder."""
+    kind, _, rest = name.partition(":")
+    folder, at, number = rest.rpartition("@")
+    folder, seed = (folder, int(number)) if at and number.isdigit() and kind in ("bag", "random") else (rest, 0)
+    if kind not in ("null", "bag", "random", "oracle") or bool(folder) != (kind != "null"):
+        raise ValueError(f"text encoder 'control:{name}': write one of {FORMS}")
+    return kind, folder, seed
+
+
 def load_control(name: str, open_encoder: Callable[[str], TextEncoder]) -> TextEncoder:
     """The control of a name without its `control:`; `open_encoder` opens the encoder of a FOLDER."""
-    kind, _, rest = name.partition(":")
-    if kind == "null" and not rest:
+    kind, folder, seed = parse_control(name)
+    if kind == "null":
         return null_encoder()
-    folder, at, number = rest.rpartition("@")
-    folder, seed = (folder, int(number)) if at and number.isdigit() else (rest, 0)
-    if folder and kind == "bag":
-        return bag_of_words(open_encoder(folder), seed)
-    if folder and kind == "random":
-        return untrained(open_encoder(folder), seed)
-    if rest and kind == "oracle":
-        return OracleTextEncoder.load(Path(rest))
-    raise ValueError(f"text encoder 'control:{name}': write one of {FORMS}")
+    if kind == "oracle":
+        return OracleTextEncoder.load(Path(folder))
+    return (bag_of_words if kind == "bag" else untrained)(open_encoder(folder), seed)
 
 
 class NullTextEncoder(CLIPTextEncoder):

@@ -74,6 +74,8 @@ def test_order_first_what_sensitivity_needs_then_one_seed_of_everything(tmp_path
         ({"unets_with": "bert"}, r"unets_with = bert: is none of clip, t5, null, oracle"),
         ({"sensitivity": {"sees": "scene"}}, r"sensitivity\.sees = scene"),
         ({"colour": 1}, r"unknown key `colour`"),
+        ({"encoders": {"a": {"text_encoder": "control:oracl"}}}, r"'control:oracl': write one of control:null"),
+        ({"encoders": {"a": {"text_encoder": "control:bag"}}}, r"'control:bag': write one of control:null"),
         ({"encoders": {"a b": {"text_encoder": "x"}}}, r"encoders\.a b: a name is made of"),
         ({"train": {"steps": 1, "global_batch": 1, "lr": 1, "init": "x"}}, r"train\.init"),
     ],
@@ -106,10 +108,10 @@ def test_every_encoder_that_does_not_resolve_is_named_before_anything_is_done(tm
         "null": {"text_encoder": "control:null"},
         "oracle": {"text_encoder": "control:oracle"},
         "gone": {"text_encoder": str(tmp_path / "gone")},
-        "odd": {"text_encoder": "control:odd"},
+        "odd": {"text_encoder": f"control:bag:{tmp_path / 'away'}"},
     }
     wanted = recipe(tmp_path, encoders=encoders, unets_with="null")
-    with pytest.raises(ValueError, match=r"(?s)nothing was begun:.*gone: .*no such folder.*odd: .*write one of"):
+    with pytest.raises(ValueError, match=r"(?s)nothing was begun:.*gone: .*no such folder.*odd: .*away: no such folder"):
         study(wanted)
     assert not (tmp_path / "study").exists() and not (tmp_path / "vae").exists()
 
