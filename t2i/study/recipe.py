@@ -48,6 +48,7 @@ class Network(Section):
 
     unet: UNetConfig
     seeds: int = Field(default=1, gt=0, description="trainings: seeds 0, 1, ..")
+    lr: float | None = Field(default=None, gt=0, description="in place of train.lr: one rate does not fit all sizes")
 
 
 class Sensitivity(Section):

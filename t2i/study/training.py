@@ -20,7 +20,8 @@ BEGIN, TRAINED = "begin", "train"
 
 def train_recipe(recipe: StudyRecipe, run: Run) -> UNetRecipe:
     """The U-Net recipe of a run; only the encoder, the network and the seed differ from run to run."""
-    entry, asked = recipe.encoders[run.encoder], recipe.evaluate
+    entry, network, asked = recipe.encoders[run.encoder], recipe.unets[run.unet], recipe.evaluate
+    lr = recipe.train.lr if network.lr is None else network.lr
     folder = run.folder(recipe)
     return UNetRecipe(
         out=str(folder / TRAINED),
@@ -32,11 +33,11 @@ def train_recipe(recipe: StudyRecipe, run: Run) -> UNetRecipe:
         text_layer=entry.text_layer,
         vae=recipe.vae,
         cache=recipe.cache,
-        unet=recipe.unets[run.unet].unet,
+        unet=network.unet,
         scheduler=recipe.scheduler,
         caption_dropout=recipe.caption_dropout,
         timestep_bias=recipe.timestep_bias,
-        train=recipe.train.model_copy(update={"init": str(folder / BEGIN)}),
+        train=recipe.train.model_copy(update={"init": str(folder / BEGIN), "lr": lr}),
         sample=Sampling(solver=asked.solver, steps=asked.steps, guidance=asked.at),
     )
 

@@ -10,9 +10,10 @@ import pytest
 from t2i.config import load_recipe
 from t2i.study import estimate, known
 from t2i.study.engine import study
-from t2i.study.plan import axis_of, runs_of
+from t2i.study.plan import Run, axis_of, runs_of
 from t2i.study.recipe import StudyRecipe
 from t2i.study.stages import Stage, work
+from t2i.study.training import train_recipe
 from tests.study import tiny
 
 SHIPPED = tiny.ROOT / "configs" / "study"
@@ -67,6 +68,13 @@ def test_order_first_what_sensitivity_needs_then_one_seed_of_everything(tmp_path
     assert [axis_of(wanted, run) for run in runs_of(wanted)[:5]][2:] == [("encoder", "unet"), ("encoder",), ("unet",)]
 
 
+def test_a_network_may_have_a_rate_of_its_own(tmp_path):
+    unets = {"base": {"unet": tiny.UNET}, "wide": {"unet": tiny.UNET, "lr": 0.5}}
+    wanted = recipe(tmp_path, unets=unets, unets_with="null")
+    rates = [train_recipe(wanted, Run("null", name, 0)).train.lr for name in unets]
+    assert rates == [wanted.train.lr, 0.5] and wanted.train.lr != 0.5
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -111,7 +119,9 @@ def test_every_encoder_that_does_not_resolve_is_named_before_anything_is_done(tm
         "odd": {"text_encoder": f"control:bag:{tmp_path / 'away'}"},
     }
     wanted = recipe(tmp_path, encoders=encoders, unets_with="null")
-    with pytest.raises(ValueError, match=r"(?s)nothing was begun:.*gone: .*no such folder.*odd: .*away: no such folder"):
+    with pytest.raises(
+        ValueError, match=r"(?s)nothing was begun:.*gone: .*no such folder.*odd: .*away: no such folder"
+    ):
         study(wanted)
     assert not (tmp_path / "study").exists() and not (tmp_path / "vae").exists()
 
