@@ -124,9 +124,7 @@ def _prepared(recipe: StudyRecipe, name: str) -> dict[str, Any]:
 
 def _sheet(recipe: StudyRecipe, lab: Lab, run: Run, folder: Path) -> None:
     """The first pictures of a run at the guidance where sizes are compared, in a row."""
-    path = folder / sheet_name(run.name, recipe.evaluate.at)
-    if path.exists():
-        return
     folder.mkdir(parents=True, exist_ok=True)
     found = read_safetensors(measure.folder_of(lab, run) / f"cfg-{recipe.evaluate.at:g}.safetensors")
-    picture_grid(to_float(found["sheet"]), columns=len(found["sheet"])).save(path)
+    picture = picture_grid(to_float(found["sheet"]), columns=len(found["sheet"]))
+    picture.save(folder / sheet_name(run.name, recipe.evaluate.at))
