@@ -82,7 +82,9 @@ def run(command: Command) -> None:
         evaluation, origins = prepare(command, quiet)
         evaluation.notes = notes
         evaluation.check()
-        _check_folder(command.out, evaluation)
+        gone = _check_folder(command.out, evaluation)
+        if gone and not quiet:
+            say(f"{command.out}: its numbers of {', '.join(gone)} are replaced; another folder (-o) would keep them")
         if isinstance(evaluation.contestant, Model) and not quiet:
             one = evaluation.contestant
             many, asked = sum(task.count for task in evaluation.drawing()), len(one.prompts) * len(one.guidances)
@@ -208,17 +210,16 @@ def _shipped(folder: Path, flag: str) -> Path:
     raise ValueError(f"{folder} is neither here nor next to the package: give {flag}")
 
 
-def _check_folder(out: Path, evaluation: Evaluation) -> None:
-    """Refuse to write over the numbers of something else; those of the same model and reference are replaced."""
+def _check_folder(out: Path, evaluation: Evaluation) -> list[str]:
+    """Refuse to write over the numbers of something else; of the same model and reference, what would be lost."""
     path = out / "metrics.json"
     if not path.is_file():
-        return
+        return []
     said = read_json(path).get("settings", {})
     for key, value in _identity(evaluation).items():
         if isinstance(said, dict) and said.get(key) != value:
             raise ValueError(f"{out} holds the numbers of another {key} ({said.get(key)}): give another folder with -o")
-    if gone := sorted(metrics_of(read_rows(out)) - set(evaluation.metrics)):
-        say(f"{out}: its numbers of {', '.join(gone)} are replaced; another folder (-o) would keep them")
+    return sorted(metrics_of(read_rows(out)) - set(evaluation.metrics))
 
 
 def _identity(evaluation: Evaluation) -> dict[str, str]:

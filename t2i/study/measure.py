@@ -26,6 +26,7 @@ from t2i.study.files import save_json, save_tensors
 from t2i.study.lab import PARTS, Lab, skills_of
 from t2i.study.plan import Run, axis_of
 from t2i.study.prepare import encoder_file
+from t2i.study.stats import EXACT
 from t2i.study.training import TRAINED, network_parameters, train_seconds, trained_steps
 
 BOUND = (("vlb", "caption"), ("caption_info", "null"), ("caption_margin", "contrast"))
@@ -178,7 +179,7 @@ def replicates_of(lab: Lab, found: dict[str, Tensor]) -> dict[str, Replicates]:
     each = {"fd": distances(moments_by_group(found["features"], lab.groups), lab.reference)}
     if "clip_score" in found:
         each["clip_score"] = mean_of(found["clip_score"], lab.groups)
-    for skill in (lab.ask.alignment, "exact") if lab.ask.skills else ():
+    for skill in (lab.ask.alignment, EXACT) if lab.ask.skills else ():
         hits, n = found["skills"][: len(lab.captions), PARTS.index(skill)].double().T
         zeros = torch.zeros(int(lab.groups.max()) + 1, dtype=torch.float64)
         of_group, counted = (zeros.index_add(0, lab.groups, x) for x in (hits, n))

@@ -147,7 +147,7 @@ def _anchors(results: Results) -> str:
         ends = [_mean(results, encoder, metric) for encoder in pair]
         lines.append([named(results, metric), *("-" if n is None else f"{n.value:.4g}" for n in found), *ends])
     note = "; ".join(f"{name}: {text}" for name, text in ANCHORS.items() if name in names)
-    commits = ", ".join(sorted({str(results.runs[name].get("commit")) for name in names}))
+    commits = ", ".join(sorted({str(results.runs[name].get("commit") or "unknown") for name in names}))
     return table(["metric", *names, *pair], lines) + f"<p>{html.escape(note)}. Measured at commit {commits}.</p>"
 
 
