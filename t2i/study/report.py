@@ -52,7 +52,7 @@ def write(folder: str | Path) -> list[str]:
     drawn = {"curves": figures.curves(results), "sizes": figures.sizes(results), "skills": figures.skills(results)}
     sheet = sheets(results, folder)
     if sheet is not None:
-        sheet.save(folder / "sheets.png", optimize=True)
+        sheet.quantize(256, dither=Image.Dither.NONE).save(folder / "sheets.png", optimize=True)
     images = {name: found for name, found in drawn.items() if found is not None}
     for name, found in images.items():
         (folder / f"{name}.png").write_bytes(found.png)
