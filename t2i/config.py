@@ -32,6 +32,9 @@ class TrainConfig(Section):
     micro_batch: int | None = Field(
         default=None, gt=0, description="samples a forward pass; by default global_batch / ranks"
     )
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw", description="muon: for weight matrices and kernels, with AdamW for the other parameters"
+    )
     lr: float = Field(gt=0, description="peak learning rate")
     lr_schedule: Literal["constant", "cosine", "linear"] = "cosine"
     lr_floor: float = Field(default=0.0, ge=0, le=1, description="the last learning rate, as a share of the peak")

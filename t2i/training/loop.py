@@ -27,7 +27,7 @@ from t2i.training import checkpoint
 from t2i.training.checkpoint import Parts
 from t2i.training.ema import EMA
 from t2i.training.log import Log
-from t2i.training.optim import adamw, learning_rate
+from t2i.training.optim import learning_rate, optimizer
 from t2i.training.plan import Plan
 from t2i.training.ranks import on_cpu
 from t2i.training.resume import alone_in, resume
@@ -111,8 +111,8 @@ def _prepare(network: nn.Module, config: TrainConfig, accelerator: Accelerator) 
         network, config.attention, {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.mixed_precision)
     )
     ema = EMA(network, config.ema) if config.ema else None
-    wrapped, optimizer = accelerator.prepare(network, adamw(network.parameters(), config))
-    return Trained(network, wrapped, optimizer, ema)
+    wrapped, prepared = accelerator.prepare(network, optimizer(network, config))
+    return Trained(network, wrapped, prepared, ema)
 
 
 def _parts(players: dict[str, Trained]) -> Parts:

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from t2i.config import TrainConfig
+from t2i.training.checkpoint import pack_optimizer, unpack_optimizer
 from t2i.training.ema import EMA
-from t2i.training.optim import adamw, learning_rate
+from t2i.training.optim import adamw, learning_rate, optimizer
 from t2i.training.plan import Plan
 
 
@@ -34,6 +35,81 @@ def test_vectors_are_not_decayed():
     groups = adamw(network.parameters(), config(weight_decay=0.3)).param_groups
     decay = {p: group["weight_decay"] for group in groups for p in group["params"]}
     assert [decay[p] for p in network.parameters()] == [0.3, 0.0, 0.0, 0.0]
+
+
+class Small(nn.Module):
+    """An embedding, a convolution, a norm and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.kernel = nn.Embedding(5, 2), nn.Conv2d(2, 6, 3)
+        self.norm, self.linear = nn.GroupNorm(2, 6), nn.Linear(6, 3)
+
+    def forward(self, ids):
+        x = self.embedding(ids).T.reshape(1, 2, 3, 3)
+        return self.linear(self.norm(self.kernel(x)).flatten(1)).square().sum()
+
+
+def small() -> Small:
+    torch.manual_seed(3)
+    network = Small()
+    network.linear.bias.requires_grad_(False)
+    return network
+
+
+def gradients(network, step):
+    network.zero_grad()
+    network(torch.arange(9) * (step + 1) % 5).backward()
+
+
+def steps(network, optim, first, last):
+    for step in range(first, last):
+        gradients(network, step)
+        optim.param_groups[0]["lr"] = 0.01 * (step + 1)
+        optim.step()
+
+
+def test_muon_is_torch_s_on_matrices_and_adamw_on_the_rest():
+    ours, theirs = small(), small()
+    steps(ours, optimizer(ours, config(optimizer="muon", weight_decay=0.1)), 0, 3)
+
+    kernel = nn.Parameter(theirs.kernel.weight.detach().flatten(1).clone())
+    parts = [
+        torch.optim.Muon([kernel, theirs.linear.weight], weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([theirs.embedding.weight], weight_decay=0.1),
+        torch.optim.AdamW([theirs.kernel.bias, *theirs.norm.parameters()], weight_decay=0.0),
+    ]
+    for step in range(3):
+        gradients(theirs, step)
+        kernel.grad = theirs.kernel.weight.grad.flatten(1)  # pyright: ignore[reportOptionalMemberAccess]
+        for part in parts:
+            part.param_groups[0]["lr"] = 0.01 * (step + 1)
+            part.step()
+        theirs.kernel.weight.data = kernel.detach().view_as(theirs.kernel.weight).clone()
+    for (name, found), expected in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-6), name
+    assert not torch.allclose(ours.kernel.weight, small().kernel.weight, atol=1e-3)
+
+
+def test_muon_resumes_from_its_state_bit_for_bit():
+    settings = config(optimizer="muon")
+    straight = small()
+    steps(straight, optimizer(straight, settings), 0, 4)
+
+    first, second = small(), small()
+    before, after = optimizer(first, settings), optimizer(second, settings)
+    steps(first, before, 0, 2)
+    tensors, groups = pack_optimizer(before)
+    assert sum(name.endswith("momentum_buffer") for name in tensors) == 2
+    second.load_state_dict(first.state_dict())
+    unpack_optimizer(after, tensors, groups)
+    steps(second, after, 2, 4)
+    assert all(map(torch.equal, straight.parameters(), second.parameters()))
+
+
+def test_muon_without_a_matrix_is_refused():
+    with pytest.raises(ValueError, match=r"no weight matrix is trained; set train\.optimizer=adamw"):
+        optimizer(nn.GroupNorm(1, 2), config(optimizer="muon"))
 
 
 def test_average_in_closed_form():
