@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from t2i.cli.convert import parse_bytes
 from t2i.cli.models import open_model
 from t2i.component import load_weights, read_json
+from tests.hang import SECONDS
 
 PLAIN = {"encoder_hid_dim": None, "cross_attention_dim": 32}
 NAMES = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -174,7 +175,7 @@ def test_a_model_is_replaced_and_an_interrupted_one_is_not(t2i, model, tmp_path)
         "import t2i.cli.convert_run as c, t2i.pipeline.folder as f, os, sys\n"
         "real = f.save_weights\n"
         "def slow(*a):\n"
-        "    real(*a); print('written', flush=True); __import__('time').sleep(60)\n"
+        "    real(*a); print('written', flush=True); __import__('time').sleep(1200)\n"
         "f.save_weights = slow\n"
         "from t2i.__main__ import main\n"
         f"sys.argv = ['t2i', 'convert', {str(model)!r}, 'x', '--overwrite']\nmain()"
@@ -183,5 +184,5 @@ def test_a_model_is_replaced_and_an_interrupted_one_is_not(t2i, model, tmp_path)
     assert process.stdout is not None and process.stdout.readline() == "written\n"
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
+    assert process.wait(SECONDS) == 130
     assert same(tensors(tmp_path / "x"), before) and [p.name for p in tmp_path.iterdir()] == ["x"]

@@ -14,6 +14,7 @@ from pipeline.tiny import make_pipeline
 
 from t2i.pipeline import Pipeline
 from t2i.pipeline.outputs import read_settings
+from tests.hang import SECONDS
 
 LONG = "a red circle and a blue square and a green triangle and a large red square"
 
@@ -152,11 +153,11 @@ def test_ctrl_c_keeps_every_finished_picture(model, tmp_path):
     outputs = tmp_path / "outputs"
     command = [sys.executable, "-m", "t2i", "generate", "x", "-m", str(model), "-c", "9999", "--steps", "20"]
     process = subprocess.Popen([*command, "--batch-size", "2", "-o", str(outputs)], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + SECONDS
     while not list(outputs.glob("00003-*.png")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 130
     written = [name for name in names(outputs) if name.endswith(".png")]
     assert f"{len(written)} of 9999 pictures are in {outputs}" in err.decode()

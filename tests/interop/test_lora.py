@@ -115,7 +115,9 @@ def stock_file(pair, folder, metadata=True):
     parts = {"unet": (["to_q", "to_v", "to_out.0"], 8), "text_encoder": (["q_proj", "out_proj"], 2)}
     for name, (targets, alpha) in parts.items():
         network = getattr(pair.stock, name)
-        network.add_adapter(peft.LoraConfig(r=4, lora_alpha=alpha if metadata else 4, target_modules=targets))
+        peft.inject_adapter_in_model(
+            peft.LoraConfig(r=4, lora_alpha=alpha if metadata else 4, target_modules=targets), network
+        )
         for key, parameter in network.named_parameters():
             if ".lora_B." in key:
                 parameter.data = 0.1 * torch.randn(parameter.shape, generator=draw)

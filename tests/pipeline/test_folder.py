@@ -3,13 +3,13 @@
 import json
 import random
 import shutil
-import time
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from t2i.pipeline import Defaults, Pipeline
+from tests.hang import no_hang
 
 from .tiny import apart, make_pipeline
 
@@ -219,16 +219,14 @@ def test_files_that_would_take_long_to_read(copy):
     empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     header = json.dumps({f"x{n}": empty for n in range(200_000)}).encode()
     weights.write_bytes(len(header).to_bytes(8, "little") + header)
-    start = time.process_time()
-    with pytest.raises(ValueError, match="holds 200000 tensors, no model has more than 5000"):
+    with no_hang(), pytest.raises(ValueError, match="holds 200000 tensors, no model has more than 5000"):
         Pipeline.from_pretrained(copy)
     weights.write_bytes(raw)
     index = weights.with_name(weights.name + ".index.json")
     weights.rename(weights.with_name("x.safetensors"))
     index.write_text(json.dumps({"weight_map": {f"x{n}": "x.safetensors" for n in range(200_000)}}))
-    with pytest.raises(ValueError, match="has no `weight_map` of 1 to 5000 keys"):
+    with no_hang(), pytest.raises(ValueError, match="has no `weight_map` of 1 to 5000 keys"):
         Pipeline.from_pretrained(copy)
-    assert time.process_time() - start < 8
 
 
 def test_old_names_of_the_autoencoders_attention(copy, ours):
@@ -321,13 +319,13 @@ VALUES = [float("nan"), float("inf"), -1, 0, 10**12, 10**30, "x", None, [], [[]]
 
 def survives(copy, what):
     """Loads, or is refused with a ValueError that names a file of the folder; and soon."""
-    start, said = time.perf_counter(), str(copy)
+    said = str(copy)
     try:
-        Pipeline.from_pretrained(copy)
+        with no_hang():
+            Pipeline.from_pretrained(copy)
     except ValueError as error:
         said = str(error)
     assert str(copy) in said or "/config.json" in said, (what, said)
-    assert time.perf_counter() - start < 5, what
 
 
 @pytest.mark.parametrize(
@@ -380,13 +378,9 @@ def test_a_config_too_deep_or_too_wide_to_build(copy):
         path = copy / "unet" / "config.json"
         raw = path.read_text()
         edit(path, **keys)
-        start = time.process_time()
-        with pytest.raises(ValueError, match=r"unet"):
+        with no_hang(), pytest.raises(ValueError, match=r"unet"):
             Pipeline.from_pretrained(copy)
-        assert time.process_time() - start < 5
         path.write_text(raw)
     edit(copy / "text_encoder" / "config.json", num_hidden_layers=10**6)
-    start = time.process_time()
-    with pytest.raises(ValueError, match="asks for more than 5000 tensors"):
+    with no_hang(), pytest.raises(ValueError, match="asks for more than 5000 tensors"):
         Pipeline.from_pretrained(copy)
-    assert time.process_time() - start < 5

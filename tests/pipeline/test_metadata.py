@@ -4,7 +4,6 @@ import io
 import json
 import random
 import struct
-import time
 import zlib
 
 import pytest
@@ -19,6 +18,7 @@ from t2i.pipeline.metadata.a1111 import solver_of
 from t2i.pipeline.metadata.fields import LABELS, MOST_TEXT
 from t2i.pipeline.metadata.foreign import FOOOCUS_SOLVERS, INVOKEAI_SOLVERS
 from t2i.pipeline.outputs import Pictures
+from tests.hang import no_hang
 
 OURS = {
     "prompt": "a red circle, left: a blue square",
@@ -374,10 +374,8 @@ def test_damaged_and_cut_files_are_refused(tmp_path):
     ],
 )
 def test_chunks_that_lie(tmp_path, kind, data, message):
-    start = time.perf_counter()
-    with pytest.raises(ValueError, match=rf"x\.png: .*{message}"):
+    with no_hang(), pytest.raises(ValueError, match=rf"x\.png: .*{message}"):
         read_png(with_chunk(tmp_path / "x.png", kind, data))
-    assert time.perf_counter() - start < 5
 
 
 @pytest.mark.parametrize(
@@ -394,16 +392,15 @@ def test_chunks_that_lie(tmp_path, kind, data, message):
     ],
 )
 @pytest.mark.parametrize("key", ["parameters", "t2i", "sd-metadata"])
-def test_a_mebibyte_made_to_be_slow_takes_no_second(tmp_path, key, text):
+def test_a_mebibyte_made_to_be_slow(tmp_path, key, text):
     if key == "sd-metadata":
         text = json.dumps({"image": {"prompt": text[: MOST_TEXT // 4]}})
     path = with_chunk(tmp_path / "x.png", b"tEXt", key.encode() + b"\0" + text.encode())
-    start = time.perf_counter()
     try:
-        read_png(path)
+        with no_hang():
+            read_png(path)
     except ValueError:
         assert key != "sd-metadata"
-    assert time.perf_counter() - start < 5
 
 
 def test_a_hundred_mutations_are_read_or_refused(tmp_path):
@@ -421,13 +418,12 @@ def test_a_hundred_mutations_are_read_or_refused(tmp_path):
             with_chunk(path, b"iTXt", key.encode() + b"\0\0\0\0\0" + mutated(rng, text.encode()))
         else:
             path.write_bytes(mutated(rng, png(path, chosen).read_bytes()))
-        start = time.perf_counter()
         try:
-            request_from(read_png(path).settings)
+            with no_hang():
+                request_from(read_png(path).settings)
             outcomes.append("read")
         except ValueError as error:
             outcomes.append(str(error))
-        assert time.perf_counter() - start < 5
     refused = [outcome for outcome in outcomes if outcome != "read"]
     assert len(refused) >= 50 and len(outcomes) - len(refused) >= 10
     assert all(str(tmp_path) in reason or "no prompt" in reason or "schema_version" in reason for reason in refused)

@@ -21,6 +21,7 @@ from t2i.study.plan import runs_of
 from t2i.study.recipe import StudyRecipe
 from t2i.study.stages import claim
 from t2i.study.table import read_results
+from tests.hang import SECONDS
 from tests.study import tiny
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -30,7 +31,7 @@ def kill_when(path: Path, command: list[str]) -> None:
     """Run a command until a file is there, and end it as a power cut would."""
     process = subprocess.Popen(command, cwd=tiny.ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
-        for _ in range(3000):
+        for _ in range(int(SECONDS / 0.05)):
             if path.is_file():
                 return
             assert process.poll() is None, "it ended before the file was there"

@@ -1,7 +1,6 @@
 """Weights in prompts, and prompts in chunks."""
 
 import math
-import time
 from itertools import pairwise
 
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 
 from t2i.text.prompts import count_chunks, encode_prompts
 from t2i.text.weights import LARGEST, parse_weights
+from tests.hang import no_hang
 from tests.text.tiny import CAPTIONS, encoder, t5
 
 LONG = "red anvil icon on a blue background, green big frog icon on a yellow background, honey pot"
@@ -80,9 +80,8 @@ def test_an_escaped_text_is_kept(text):
 @pytest.mark.parametrize("hostile", ["(", "[", "(a", "[(", ":1", ": ", "(a:", "\\", "(:9", "1", "(a:999999999)", "()"])
 def test_a_hostile_text_takes_linear_time(hostile):
     text = hostile * (100_000 // len(hostile))
-    start = time.process_time()
-    found = parse_weights(text)
-    assert time.process_time() - start < 5
+    with no_hang():
+        found = parse_weights(text)
     assert all(abs(w) <= LARGEST for _, w in found)
 
 

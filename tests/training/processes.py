@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from t2i.__main__ import main
+from tests.hang import SECONDS
 
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(["t2i.training.unet", "t2i.training.vae", "t2i.training.text_encoder", "t2i.cli.app"])
@@ -38,7 +39,7 @@ def _commands(commands: Sequence[Sequence[str]], log: str, environment: dict[str
                 raise
 
 
-def finished(process, log: Path, seconds: float = 120) -> str:
+def finished(process, log: Path, seconds: float = SECONDS) -> str:
     """What a process said that has to end well."""
     process.join(seconds)
     said = log.read_text()
@@ -46,7 +47,7 @@ def finished(process, log: Path, seconds: float = 120) -> str:
     return said
 
 
-def until(condition: Callable[[], bool], process, seconds: float = 120) -> None:
+def until(condition: Callable[[], bool], process, seconds: float = SECONDS) -> None:
     """Wait for something that a running process does."""
     for _ in range(int(seconds / 0.002)):
         if condition():

@@ -7,6 +7,8 @@ import sys
 import pytest
 import torch
 
+from tests.hang import SECONDS
+
 from . import tiny
 from .processes import ranks
 
@@ -47,5 +49,5 @@ def test_two_processes_of_torchrun_are_one_over_fifty_steps(components, tmp_path
     recipe = tiny.written(tiny.unet(tmp_path / "two", components, **keys), tmp_path / "recipe.yaml")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command = [*torchrun, "-m", "t2i", "train", "unet", recipe]
-    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=600)
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=SECONDS)
     assert_alike(tmp_path / "one", tmp_path / "two", 50)
