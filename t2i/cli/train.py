@@ -44,7 +44,7 @@ def precompute(recipe: RecipePath, overrides: Overrides = None) -> None:
 
     wanted = load_recipe(recipe, overrides or [], UNetRecipe)
     caches = build_caches(wanted, load_frozen(wanted))
-    typer.echo(f"{wanted.cache}: latents and text states of {' and '.join(str(len(c)) for c in caches)} pictures")
+    typer.echo(f"{wanted.cache}: latents and text states of {len(caches.train)} and {len(caches.validation)} pictures")
 
 
 def _run(path: Path, overrides: list[str] | None, model: Any, task: Any) -> None:

@@ -36,8 +36,28 @@ def cache_parts(
         "data": data,
         "size": f"{size[0]}x{size[1]} on {background}; {TRANSFORM}",
         "vae": vae,
-        "text_encoder": f"{text_encoder}, layer {layer}, {dtype}",
+        "text_encoder": text_part(text_encoder, layer, dtype),
     }
+
+
+def text_part(text_encoder: str, layer: int | None, dtype: str) -> str:
+    """The part of a cache's key that text states depend on."""
+    return f"{text_encoder}, layer {layer}, {dtype}"
+
+
+class TextStates:
+    """The conditioning of a list of texts, by index, read from memory-mapped shards."""
+
+    def __init__(self, folder: Path, parts: Parts):
+        self._shards = _Shards(_place(folder, "texts", parts))
+
+    def __getitem__(self, indices: Int[Tensor, " b"]) -> Conditioning:
+        states = self._shards.rows(indices)
+        return Conditioning(states["tokens"], states["mask"], states.get("pooled"))
+
+    def table(self, name: str) -> dict[str, Tensor]:
+        """Returns the tensors of a file that stands beside the shards."""
+        return self._shards.table(name)
 
 
 class Cache:
@@ -45,7 +65,7 @@ class Cache:
 
     def __init__(self, folder: Path, parts: Parts):
         self._latents = _Shards(_place(folder, "latents", parts))
-        self._texts = _Shards(_place(folder, "texts", parts))
+        self._texts = TextStates(folder, parts)
         self._caption = self._texts.table("captions")["row"].long()
 
     def __len__(self) -> int:
@@ -60,16 +80,12 @@ class Cache:
 
     def conditioning(self, indices: Int[Tensor, " b"] | Sequence[int]) -> Conditioning:
         """The text states of the captions of those pictures."""
-        return self._states(self._caption[torch.as_tensor(indices)])
+        return self._texts[self._caption[torch.as_tensor(indices)]]
 
     @property
     def null(self) -> Conditioning:
         """The text states of "" (b = 1)."""
-        return self._states(torch.zeros(1, dtype=torch.long))
-
-    def _states(self, rows: Tensor) -> Conditioning:
-        states = self._texts.rows(rows)
-        return Conditioning(states["tokens"], states["mask"], states.get("pooled"))
+        return self._texts[torch.zeros(1, dtype=torch.long)]
 
 
 def open_cache(folder: str | Path, parts: Parts) -> Cache:
@@ -111,14 +127,40 @@ def build_cache(
         mean, logvar = encode_pictures(list(rows))
         return {"mean": mean, "logvar": logvar}
 
-    def states(rows: range) -> dict[str, Tensor]:
-        c = encode_text([unique[i] for i in rows])
-        return {"tokens": c.tokens, "mask": c.mask} | ({} if c.pooled is None else {"pooled": c.pooled})
-
     folder = Path(folder)
     _build(folder, "latents", parts, n, pictures, {}, batch, progress)
-    _build(folder, "texts", parts, len(unique), states, captions, batch, progress)
+    _build_texts(folder, parts, unique, encode_text, captions, batch, progress)
     return open_cache(folder, parts)
+
+
+def build_text_states(
+    folder: str | Path,
+    parts: Parts,
+    texts: Sequence[str],
+    encode_text: Callable[[list[str]], Conditioning],
+    batch: int,
+    progress: Callable[[str, int, int], object] = lambda section, done, total: None,
+) -> TextStates:
+    """Encodes a list of texts, unless it is in the cache; `parts["data"]` is replaced by the texts' own hash."""
+    parts = {**parts, "data": hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()}
+    _build_texts(Path(folder), parts, texts, encode_text, {}, batch, progress)
+    return TextStates(Path(folder), parts)
+
+
+def _build_texts(
+    folder: Path,
+    parts: Parts,
+    texts: Sequence[str],
+    encode_text: Callable[[list[str]], Conditioning],
+    tables: dict[str, dict[str, Tensor]],
+    batch: int,
+    progress: Callable[[str, int, int], object],
+) -> None:
+    def states(rows: range) -> dict[str, Tensor]:
+        c = encode_text([texts[i] for i in rows])
+        return {"tokens": c.tokens, "mask": c.mask} | ({} if c.pooled is None else {"pooled": c.pooled})
+
+    _build(folder, "texts", parts, len(texts), states, tables, batch, progress)
 
 
 def _build(

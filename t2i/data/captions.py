@@ -1,7 +1,11 @@
-"""Captions that stand in no file: those in names, and tags in another order."""
+"""Captions derived from others or from file names: shorter forms, tags in another order."""
 
 import re
+from typing import Annotated
 
+from pydantic import AfterValidator, Field, model_validator
+
+from t2i.config import Section
 from t2i.randomness import permutation
 
 COPY = re.compile(r"[\s_-]*(\(\d+\)|\d+)$")  # what tells apart pictures of one caption: " (2)", "_001"
@@ -35,3 +39,51 @@ def shuffle_tags(caption: str, kept: int, seed: int, epoch: int, index: int, sep
     head, rest = tags[:kept], tags[kept:]
     order = permutation(len(rest), seed, "tags", epoch, index).tolist()
     return f"{separator.strip()} ".join(head + [rest[i] for i in order])
+
+
+FIELD = re.compile(r"\{(\w+)\}")
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+    return pattern
+
+
+class CaptionForms(Section):
+    """A pattern of captions, and the shorter forms of those that match it as a whole."""
+
+    match: Annotated[str, AfterValidator(_compiles)] = Field(description="a regular expression with named groups")
+    use: tuple[str, ...] = Field(min_length=1, description="shorter captions; {name} stands for that group's text")
+
+    @model_validator(mode="after")
+    def _fields_are_groups(self) -> "CaptionForms":
+        groups = re.compile(self.match).groupindex
+        for form in self.use:
+            if unknown := [name for name in FIELD.findall(form) if name not in groups]:
+                known = ", ".join(groups) or "none"
+                raise ValueError(f"{form!r}: the pattern has no group {unknown[0]!r} (its groups: {known})")
+        return self
+
+
+class Captions(Section):
+    """Replacement of training captions, so that a model also learns plain and incomplete prompts."""
+
+    shorten: float = Field(
+        default=0.0, ge=0, le=1, description="probability that a caption is replaced by one of its shorter forms"
+    )
+    forms: tuple[CaptionForms, ...] = Field(
+        default=(CaptionForms(match=r"(?P<head>[^,]+),.*", use=("{head}",)),),
+        description="the first entry that matches a caption gives its shorter forms; default: the text before a comma",
+    )
+
+    def shorter(self, caption: str) -> list[str]:
+        """Returns the shorter forms of a caption; forms that need a group without text are left out."""
+        for entry in self.forms:
+            if match := re.fullmatch(entry.match, caption):
+                usable = [form for form in entry.use if all(match[name] for name in FIELD.findall(form))]
+                texts = [FIELD.sub(lambda field, match=match: match[field[1]], form) for form in usable]
+                return [text for text in dict.fromkeys(texts) if text != caption]
+        return []

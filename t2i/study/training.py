@@ -70,7 +70,7 @@ def begin_with(recipe: UNetRecipe, frozen: Frozen) -> UNet:
     body = UNet(config)
     width = config.cross_attention_dim
     assert isinstance(width, int)
-    cache = build_caches(recipe, frozen, quiet=True)[0]
+    cache = build_caches(recipe, frozen, quiet=True).train
     states = cache.conditioning(torch.arange(min(STATES, len(cache)))).tokens.flatten(0, 1)
     weight = randomness.normal((width, frozen.text.width), recipe.seed, "projector")
     unet = UNet(config.model_copy(update={"encoder_hid_dim": frozen.text.width, "encoder_hid_dim_type": "text_proj"}))

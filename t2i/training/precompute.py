@@ -1,6 +1,8 @@
 """What a U-Net trains on: the cache of latent moments and text states of its pictures and captions."""
 
 import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from t2i.autoencoder.kl import AutoencoderKL
 from t2i.conditioning import Conditioning
-from t2i.data.cache import Cache, build_cache, cache_parts, open_cache
+from t2i.data.cache import Cache, TextStates, build_cache, build_text_states, cache_parts, open_cache, text_part
 from t2i.data.dataset import Pictures
 from t2i.progress import progress
 from t2i.text.base import TextEncoder
@@ -44,7 +46,6 @@ def open_or_build(folder: str, frozen: Frozen, pictures: Pictures, label: str, q
         layer=frozen.text_layer,
         dtype="float32",
     )
-    truncated: list[str] = []
     device = next(frozen.vae.parameters()).device
 
     def encode_pictures(rows: list[int]) -> tuple[Tensor, Tensor]:
@@ -52,19 +53,9 @@ def open_or_build(folder: str, frozen: Frozen, pictures: Pictures, label: str, q
             mean, logvar = frozen.vae.encode(pictures.batch(usable[rows]).to(device))
         return mean, logvar
 
-    def encode_text(captions: list[str]) -> Conditioning:
-        encoded = frozen.text(captions)
-        truncated.extend(text for text in encoded.truncated if text)
-        return encoded.conditioning
-
     texts = captions_of(pictures)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with (
-        ranks().main_process_first(),
-        (Path(folder) / ".lock").open("w") as lock,
-        progress(f"caching {label}", len(usable) + len({"", *texts}), quiet=quiet) as report,
-    ):
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    total = len(usable) + len({"", *texts})
+    with _building(folder, frozen.text, label, total, quiet) as (encode_text, report):
         build_cache(
             folder,
             parts,
@@ -75,13 +66,47 @@ def open_or_build(folder: str, frozen: Frozen, pictures: Pictures, label: str, q
             BATCH,
             lambda section, done, total: report(done + (len(usable) if section == "texts" else 0), section),
         )
+    return open_cache(folder, parts)
+
+
+def open_or_build_texts(folder: str, frozen: Frozen, texts: list[str], label: str, quiet: bool = False) -> TextStates:
+    """Opens the cached states of a list of texts; encodes them first if they are missing."""
+    parts = {"text_encoder": text_part(frozen.text.fingerprint(), frozen.text_layer, "float32")}
+    with _building(folder, frozen.text, label, len(texts), quiet) as (encode_text, report):
+        return build_text_states(
+            folder, parts, texts, encode_text, BATCH, lambda section, done, total: report(done, section)
+        )
+
+
+@contextmanager
+def _building(
+    folder: str, text: TextEncoder, label: str, total: int, quiet: bool
+) -> Iterator[tuple[Callable[[list[str]], Conditioning], Callable[[int, str], None]]]:
+    """Holds the cache folder for one process at a time; yields the text encoding and the progress report.
+
+    Truncated captions are counted and reported at the end.
+    """
+    truncated: list[str] = []
+
+    def encode_text(captions: list[str]) -> Conditioning:
+        encoded = text(captions)
+        truncated.extend(end for end in encoded.truncated if end)
+        return encoded.conditioning
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with (
+        ranks().main_process_first(),
+        (Path(folder) / ".lock").open("w") as lock,
+        progress(f"caching {label}", total, quiet=quiet) as report,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield encode_text, report
     if truncated and not quiet:
         print(
-            f"{label}: {len(truncated)} captions are longer than the text encoder's {frozen.text.max_tokens} tokens; "
+            f"{label}: {len(truncated)} captions are longer than the text encoder's {text.max_tokens} tokens; "
             f"cut off, for example: {truncated[0]!r}",
             flush=True,
         )
-    return open_cache(folder, parts)
 
 
 def captions_of(pictures: Pictures) -> list[str]:

@@ -1,7 +1,7 @@
 """Training the U-Net: DDPM's Algorithm 1 on cached latents, captions dropped for classifier-free guidance."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +12,7 @@ from t2i import randomness
 from t2i.autoencoder.kl import AutoencoderKL, Gaussian
 from t2i.config import Section
 from t2i.data.cache import Cache
+from t2i.data.captions import Captions
 from t2i.data.order import batch_indices
 from t2i.diffusion.solvers import parse_solver
 from t2i.generator.latent_diffusion import LatentDiffusion
@@ -21,9 +22,10 @@ from t2i.generator.unet_config import UNetConfig
 from t2i.pipeline import Defaults, Pipeline
 from t2i.text.encoder import load_text_encoder
 from t2i.training.pictures import open_both
-from t2i.training.precompute import Frozen, open_or_build, whitening_projector
+from t2i.training.precompute import Frozen, captions_of, open_or_build, whitening_projector
 from t2i.training.ranks import ranks
 from t2i.training.recipes import Recipe
+from t2i.training.short_captions import ShortCaptions
 
 VALIDATED = 512  # pictures in the validation loss
 BINS = 10  # of timesteps, in the validation loss
@@ -55,6 +57,7 @@ class UNetRecipe(Recipe):
     cache: str = Field(default="cache", description="folder of the cached latents and text states")
     unet: UNetConfig = Field(description="channels, sample_size and encoder_hid_dim follow the other components")
     scheduler: SchedulerConfig = SchedulerConfig()
+    captions: Captions = Captions()
     caption_dropout: float = Field(
         0.1, ge=0, lt=1, description="share of captions replaced by the null, each step anew"
     )
@@ -75,7 +78,7 @@ class UNetTask:
         self.recipe = recipe
         self.frozen = load_frozen(recipe)
         vae, text = self.frozen.vae, self.frozen.text
-        self.cache, self.held_out = build_caches(recipe, self.frozen, quiet)
+        self.cache, self.held_out, self.short = build_caches(recipe, self.frozen, quiet)
         self.null = self.cache.null
         torch.manual_seed(randomness.generator(recipe.seed, "init").initial_seed())
         self.unet = self._network(recipe, vae, text.width)
@@ -128,7 +131,10 @@ class UNetTask:
         if self.recipe.timestep_bias != 1:
             u = (t - torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in draws])) / T
             t = (T * u ** (1 / self.recipe.timestep_bias)).ceil().long().clamp(1, T)
-        cond = self.cache.conditioning(indices).drop(keep, self.null)
+        cond = self.cache.conditioning(indices)
+        if self.short is not None:
+            cond = self.short.replace(cond, indices, self.recipe.seed, step)
+        cond = cond.drop(keep, self.null)
         return {"latents": latents * self.frozen.vae.config.scaling_factor, "cond": cond, "t": t, "eps": eps}
 
     def loss(
@@ -196,9 +202,22 @@ def load_frozen(recipe: UNetRecipe) -> Frozen:
     return Frozen(text.to(device), vae.to(device), recipe.text_layer)
 
 
-def build_caches(recipe: UNetRecipe, frozen: Frozen, quiet: bool = False) -> list[Cache]:
-    """The caches of a recipe's training and validation pictures: all that `t2i precompute` does."""
-    return [
-        open_or_build(recipe.cache, frozen, pictures, label, quiet)
-        for pictures, label in zip(open_both(recipe, quiet), ("training pictures", "validation pictures"), strict=True)
-    ]
+class Caches(NamedTuple):
+    """Latents and text states of the training and the validation images, and of shorter training captions."""
+
+    train: Cache
+    validation: Cache
+    short: ShortCaptions | None
+
+
+def build_caches(recipe: UNetRecipe, frozen: Frozen, quiet: bool = False) -> Caches:
+    """Opens the caches of a recipe, or builds them: all that `t2i precompute` does."""
+    train, validation = open_both(recipe, quiet)
+    short = None
+    if recipe.captions.shorten:
+        short = ShortCaptions(recipe.captions, captions_of(train), frozen, recipe.cache, quiet)
+    return Caches(
+        open_or_build(recipe.cache, frozen, train, "training pictures", quiet),
+        open_or_build(recipe.cache, frozen, validation, "validation pictures", quiet),
+        short,
+    )

@@ -163,7 +163,7 @@ def test_precompute_builds_what_training_reads(components, tmp_path, capsys):
     values = tiny.unet(tmp_path / "run", components, pictures=5, steps=1) | {"cache": str(tmp_path / "cache")}
     recipe = UNetRecipe.model_validate(values)
     caches = build_caches(recipe, load_frozen(recipe))
-    assert [len(cache) for cache in caches] == [5, 3]
+    assert (len(caches.train), len(caches.validation), caches.short) == (5, 3, None)
     assert "training pictures: 5 of 5 rows used" in capsys.readouterr().err
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
     made = tiny.task("unet", values)
@@ -172,6 +172,40 @@ def test_precompute_builds_what_training_reads(components, tmp_path, capsys):
     with torch.no_grad():
         posterior = made.frozen.vae.encode(pictures.batch(list(range(5))))
     torch.testing.assert_close(made.cache.moments(torch.arange(5))[0], posterior.mean, rtol=1e-4, atol=1e-5)
+
+
+FORMS = [{"match": r"(?P<head>.+?),? on (?:a )?(?P<ground>\w+)(?: background)?", "use": ["{head}", "{head}, {ground}"]}]
+
+
+def shortening(components, tmp_path, **captions):
+    values = tiny.unet(tmp_path / "run", components, pictures=32, steps=1) | {"caption_dropout": 0.0}
+    return tiny.task("unet", values | {"captions": {"forms": FORMS} | captions})
+
+
+def test_captions_are_shortened_as_often_as_the_recipe_says(components, tmp_path):
+    """Always one of a caption's own shorter forms, whatever the batch; the other draws stay what they were."""
+    task, plain = shortening(components, tmp_path, shorten=0.5), shortening(components, tmp_path, shorten=0.0)
+    captions = open_source(task.recipe.data).texts()
+    forms = [task.recipe.captions.shorter(caption) for caption in captions]
+    assert 8 < sum(map(bool, forms)) < 32
+    rows, replaced = torch.arange(32), 0
+    for step in range(20):
+        batch, expected = task.batch(rows, step), plain.batch(rows, step)
+        assert all(torch.equal(batch[key], expected[key]) for key in ("latents", "t", "eps"))
+        halves = [task.batch(half, step)["cond"].tokens for half in rows.split(16)]
+        assert torch.equal(torch.cat(halves), batch["cond"].tokens)
+        for row, (states, whole) in enumerate(zip(batch["cond"].tokens, expected["cond"].tokens, strict=True)):
+            if not torch.equal(states, whole):
+                replaced += 1
+                encoded = task.frozen.text(forms[row]).conditioning.tokens
+                assert any(torch.allclose(states, form, atol=1e-5) for form in encoded), captions[row]
+    possible = 20 * sum(map(bool, forms))
+    assert abs(replaced / possible - 0.5) < 5 * (0.25 / possible) ** 0.5
+
+
+def test_captions_without_a_shorter_form_are_refused(components, tmp_path):
+    with pytest.raises(ValueError, match=r"captions\.shorten = 0\.5: none of the 32 captions has a shorter form"):
+        shortening(components, tmp_path, shorten=0.5, forms=[{"match": "x", "use": ["y"]}])
 
 
 def test_the_cache_is_built_by_one_process_at_a_time(components, tmp_path):
