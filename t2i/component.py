@@ -1,12 +1,8 @@
 """A component is a config and its weights in a folder: `config.json` + safetensors, as diffusers lays them out."""
 
 import hashlib
-import json
-import os
 import re
-import secrets
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -14,15 +10,14 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from t2i.config import explain
+from t2i.files import atomic_folder, read_json, write_json, write_safetensors
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 WEIGHTS = ".safetensors"
-MOST_JSON = 2**26  # bytes of a JSON file
 MOST_HEADER = 2**24  # bytes of what a safetensors file says of itself before its tensors
 MOST_TENSORS = 5000  # of a network or a file: Stable Diffusion's U-Net has 686, its file with averages 1831
 ALIGNMENT = 64  # bytes, of the memory that torch gives on a CPU
@@ -263,84 +258,11 @@ def save_weights(
         shards[-1][key] = tensor
         room -= tensor.nbytes
     if len(shards) == 1:
-        return _save_file(tensors, path)
+        return write_safetensors(path, tensors)
     index: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         file = path.with_name(f"{path.stem}-{i:05}-of-{len(shards):05}{WEIGHTS}")
-        _save_file(shard, file)
+        write_safetensors(file, shard)
         index |= dict.fromkeys(shard, file.name)
     total = sum(tensor.nbytes for tensor in tensors.values())
     write_json(path.with_name(f"{path.name}.index.json"), {"metadata": {"total_size": total}, "weight_map": index})
-
-
-def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
-    path.touch()
-    mode = path.stat().st_mode  # what the umask gives: safetensors makes the file anew, for its owner alone
-    save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(mode)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or a ValueError that names the file."""
-    try:
-        if path.stat().st_size > MOST_JSON:
-            raise ValueError(f"more than {MOST_JSON >> 20} MiB")
-        value = json.loads(path.read_text(encoding="utf8"), parse_constant=_constant)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except RecursionError:
-        raise ValueError(f"{path}: not readable JSON (nested too deeply)") from None
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: not readable JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: a JSON object is needed, not {type(value).__name__}")
-    return value
-
-
-def _constant(name: str) -> float:
-    if name == "NaN":
-        raise ValueError("NaN is no value")
-    return float(name)  # the family writes -Infinity
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON as diffusers does: sorted keys, indent 2."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf8")
-
-
-@contextmanager
-def atomic_folder(folder: str | Path) -> Iterator[Path]:
-    """A temporary sibling that becomes `folder` when the block ends well: never half a folder, never a lost old one."""
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    tmp = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}.partial")
-    old = tmp.with_name(tmp.name + "-old")
-    tmp.mkdir()
-    try:
-        yield tmp
-        sync_files([*tmp.rglob("*"), tmp])
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(tmp, folder)
-        sync_files([folder.parent])
-    finally:
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        shutil.rmtree(tmp, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left of the folders that they wrote in `folder`."""
-    for left in folder.glob(".*.partial*"):
-        shutil.rmtree(left)
-
-
-def sync_files(paths: Iterable[Path]) -> None:
-    """Flush files and folders to the disk."""
-    for path in paths:
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

@@ -9,6 +9,10 @@ class RunFailed(RuntimeError):
     """A run that was asked for correctly cannot continue: non-finite loss, non-finite pixels, a full disk."""
 
 
+class WriteFailed(RunFailed, OSError):
+    """A file or a folder could not be written (a full disk, no permission); also an OSError, as it was before."""
+
+
 class ConfigError(ValueError):
     """A value that the user gave under a key (`data.path`, `num_inference_steps`) cannot be used.
 

@@ -1,25 +1,14 @@
 """A component's folder: whole or not at all, every key accounted for, never a pickle."""
 
 import os
-import signal
 import stat
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from t2i.component import (
-    Component,
-    ComponentConfig,
-    atomic_folder,
-    fingerprint,
-    read_json,
-    read_safetensors,
-    save_weights,
-    sweep,
-    write_json,
-)
+from t2i.component import Component, ComponentConfig, fingerprint, read_safetensors, save_weights
+from t2i.files import read_json, write_json
 
 
 class LineConfig(ComponentConfig):
@@ -115,56 +104,6 @@ def test_weights_that_are_no_safetensors_are_refused(tmp_path):
     torch.save(line().state_dict(), tmp_path / "diffusion_pytorch_model.bin")
     with pytest.raises(ValueError, match=r"diffusion_pytorch_model\.bin is a pickle, which can run code"):
         Line.load(tmp_path)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def test_a_save_that_fails_leaves_the_old_folder(tmp_path):
-    folder = tmp_path / "line"
-    line().save(folder)
-    before = contents(folder)
-
-    def fail() -> None:
-        with atomic_folder(folder) as tmp:
-            (tmp / "half").write_text("x")
-            raise RuntimeError("in the middle")
-
-    with pytest.raises(RuntimeError, match="in the middle"):
-        fail()
-    assert contents(folder) == before and os.listdir(tmp_path) == ["line"]
-
-
-def test_a_save_that_cannot_take_its_place_leaves_the_old_folder(tmp_path):
-    folder = tmp_path / "line"
-    line().save(folder)
-    before = contents(folder)
-
-    def fail() -> None:
-        with atomic_folder(folder) as tmp:
-            (tmp / "whole").write_text("x")
-            tmp.rename(tmp_path / "elsewhere")  # what is to be moved is gone
-            tmp.symlink_to(tmp_path / "nothing")
-
-    with pytest.raises(OSError, match="No such file"):
-        fail()
-    assert contents(folder) == before
-
-
-def test_a_killed_save_leaves_the_old_folder_and_a_trace_that_is_swept(tmp_path):
-    folder = tmp_path / "line"
-    line().save(folder)
-    before = contents(folder)
-    child = os.fork()
-    if child == 0:
-        with atomic_folder(folder) as tmp:
-            (tmp / "half").write_text("x")
-            os.kill(os.getpid(), signal.SIGKILL)
-    os.waitpid(child, 0)
-    assert contents(folder) == before and len(os.listdir(tmp_path)) == 2
-    sweep(tmp_path)
-    assert contents(folder) == before and os.listdir(tmp_path) == ["line"]
 
 
 @pytest.mark.parametrize(

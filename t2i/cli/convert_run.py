@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 import typer
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from t2i.autoencoder.kl import AutoencoderKL
 from t2i.cli.generate_options import Reading, say
 from t2i.cli.models import build, describe_tokenizer, locate_model, open_model, read_file
-from t2i.component import PICKLES, Component, read_json, weight_variants
-from t2i.errors import RunFailed
+from t2i.component import PICKLES, Component, weight_variants
+from t2i.files import read_json
 from t2i.generator.unet import UNet
 from t2i.interop.lora import lora_line, merge_tensors, read_lora
 from t2i.interop.pickles import read_ckpt
@@ -53,15 +53,12 @@ def run(asked: Conversion, overwrite: bool) -> None:
     dtype = None if asked.dtype is None else getattr(torch, asked.dtype)
     if dtype is not None:
         check_range(stored, dtype)
-    try:
-        if asked.single:
-            write_file(stored, asked.dst, dtype)
-        else:
-            write(stored, asked.dst, dtype, asked.shard_size)
-            if stored.defaults is not None:
-                say(f"{OWN} is written beside, which t2i alone reads")
-    except (OSError, SafetensorError) as error:
-        raise RunFailed(f"{asked.dst}: could not be written ({error})") from None
+    if asked.single:
+        write_file(stored, asked.dst, dtype)
+    else:
+        write(stored, asked.dst, dtype, asked.shard_size)
+        if stored.defaults is not None:
+            say(f"{OWN} is written beside, which t2i alone reads")
     for path in [asked.dst] if asked.single else sorted(asked.dst.rglob("*.safetensors")):
         with safe_open(path, "pt") as file:
             kinds = Counter(file.get_slice(key).get_dtype() for key in file.keys())  # noqa: SIM118

@@ -47,8 +47,9 @@ def check(
     Lost are those that cannot be read, have no caption, or are listed and missing, there and not listed, or of a
     format that is not read.
     """
-    from t2i.data.check import check_folder, printable
+    from t2i.data.check import check_folder
     from t2i.data.check_page import FILES, write_check
+    from t2i.files import printable
 
     width, height = parse_size(size)
     words, own_size = measure(find_model(model))
@@ -84,8 +85,8 @@ def measure(model: Path) -> tuple["Words", tuple[int, int] | None]:
     """How a model reads captions, and the (width, height) of its pictures."""
     from t2i.autoencoder.kl import AutoencoderKLConfig
     from t2i.cli.models import locate_model, open_model
-    from t2i.component import read_json
     from t2i.data.check import Words
+    from t2i.files import read_json
     from t2i.generator.unet_config import UNetConfig
     from t2i.text.counts import count_tokens
     from t2i.text.encoder import load_text_encoder

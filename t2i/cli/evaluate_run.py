@@ -14,7 +14,6 @@ import typer
 
 from t2i.cli.generate_options import SHIPPED, find_model, read_prompts, say
 from t2i.cli.models import open_model
-from t2i.component import read_json
 from t2i.data.transforms import to_float, to_pixels
 from t2i.evaluation.clip_score import Judge, open_judge
 from t2i.evaluation.contestants import Finished, Model, Sampling, is_finished, native_sizes
@@ -28,6 +27,7 @@ from t2i.evaluation.report import Page, write
 from t2i.evaluation.rows import Row, read_rows
 from t2i.evaluation.setting import SHOWN, choose_prompts
 from t2i.evaluation.store import Store
+from t2i.files import read_json
 from t2i.pipeline import Pipeline
 from t2i.pipeline.sheet import Sheet
 from t2i.progress import progress

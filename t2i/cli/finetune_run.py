@@ -12,12 +12,12 @@ from t2i.cli.finetune_flags import apply_flags, read_flags
 from t2i.cli.generate_options import find_model, say
 from t2i.cli.models import open_model
 from t2i.cli.recipes import recipe_file
-from t2i.component import read_json
 from t2i.config import explain, override, read_recipe
 from t2i.data.check import MAX_LOST, Check, Words, check_folder
 from t2i.data.check_page import write_check
 from t2i.data.named import config_for
 from t2i.data.source import DataConfig
+from t2i.files import read_json
 from t2i.pipeline import Pipeline
 from t2i.text.counts import count_tokens
 from t2i.training.finetune_data import Sources, apart, check_prompts

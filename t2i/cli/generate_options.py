@@ -1,7 +1,6 @@
 """What `t2i generate` is asked for, as lists of orders: read from flags, files of prompts and pictures. No torch."""
 
 import glob
-import hashlib
 import json
 import math
 import re
@@ -11,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from t2i.files import sha256
 
 SHIPPED = Path("checkpoints/glyphs")
 DTYPES = {
@@ -265,16 +266,6 @@ def find_model(model: Path | None) -> Path:
         if place.is_dir():
             return place
     raise ValueError(f"no model: {SHIPPED} is neither here nor next to the package; give one with -m FOLDER")
-
-
-def sha256(*paths: Path) -> str:
-    """Of the bytes of files, one after the other."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def say(text: str) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from PIL import Image
 
-from t2i.cli.generate_options import Order, parse_size, sha256
+from t2i.cli.generate_options import Order, parse_size
 from t2i.data.decode import UnreadableImage, decode
+from t2i.files import sha256
 from t2i.pipeline import Request
 from t2i.pipeline.job import Resolved
 from t2i.pipeline.outputs import METADATA

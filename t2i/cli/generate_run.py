@@ -1,6 +1,5 @@
 """Orders of `t2i generate` carried out: the model loaded, every request checked, pictures written batch by batch."""
 
-import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,11 +12,12 @@ import torch
 import typer
 from PIL import Image
 
-from t2i.cli.generate_options import Order, Reading, say, sha256, weights_of
+from t2i.cli.generate_options import Order, Reading, say, weights_of
 from t2i.cli.generate_request import only, request_of, settings_key, settings_of, written_in
 from t2i.cli.models import hashed_files, locate_model, open_model, read_vae
 from t2i.data.grid import picture_grid
 from t2i.errors import RunFailed
+from t2i.files import sha256, write_png
 from t2i.interop.lora import lora_files, merge_lora
 from t2i.nn.attention import set_attention_backend
 from t2i.pipeline import Pipeline
@@ -152,12 +152,7 @@ def _preview(pipeline: Pipeline, latents: torch.Tensor, folder: Path) -> None:
     factor = pipeline.autoencoder.factor
     small = pipeline.preview(latents)
     sheet = picture_grid([p.resize((p.width * factor, p.height * factor), Image.Resampling.BICUBIC) for p in small])
-    tmp = folder / f".{PREVIEW}.{os.getpid()}"
-    try:
-        sheet.save(tmp, "PNG")
-        os.replace(tmp, folder / PREVIEW)
-    finally:
-        tmp.unlink(missing_ok=True)
+    write_png(folder / PREVIEW, sheet)
 
 
 def _open(session: Session, order: Order) -> tuple[Pipeline, dict[str, Any]]:

@@ -20,11 +20,12 @@ from t2i.cli.generate_run import Session, _as_flags, _open
 from t2i.cli.grid_axes import Axis
 from t2i.data.decode import UnreadableImage, decode
 from t2i.errors import RunFailed
+from t2i.files import write_png, write_text
 from t2i.pipeline import Pipeline
 from t2i.pipeline.job import Job, Resolved
 from t2i.pipeline.outputs import Pictures, read_settings
 from t2i.pipeline.request import MOST_PICTURES
-from t2i.pipeline.sheet import Sheet, write_new
+from t2i.pipeline.sheet import Sheet
 from t2i.progress import progress
 
 # The pipeline's arguments by the names of the axes.
@@ -132,10 +133,10 @@ def _draw(plot: Plot, pipeline: Pipeline, made_by: dict[str, Any], orders: list[
         raise RunFailed(f"out of memory: lower --size ({str(error).splitlines()[0]})") from None
     path = next(path for i in count(pictures.first) if not (path := plot.out / f"sheet-{i:05}.png").exists())
     shown = [_read(cell) for cell in cells]
-    write_new(path, sheet.draw(shown))
+    write_png(path, sheet.draw(shown), new=True)
     common = {k: str(v) for k, v in settings[0].items() if all(row.get(k) == v for row in settings)}
     listed = common | {axis.name: " | ".join(axis.written) for axis in plot.axes}
-    write_new(path.with_suffix(".html"), sheet.page(shown, listed, plot.command()))
+    write_text(path.with_suffix(".html"), sheet.page(shown, listed, plot.command()), new=True)
     typer.echo(f"{path} and {path.with_suffix('.html').name}: {what}")
 
 

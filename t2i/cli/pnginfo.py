@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from t2i.files import printable
+
 
 def pnginfo(
     files: Annotated[
@@ -28,20 +30,15 @@ def pnginfo(
         else:
             typer.echo(_listing(file, found))
     if refused:
-        raise ValueError("\n".join(map(_printable, refused)))
+        raise ValueError("\n".join(map(printable, refused)))
 
 
 def _listing(file: Path, found: Any) -> str:
     """A field a line, the lines of a value below each other."""
     rows = [*found.settings.items(), *(("ignored", entry) for entry in found.ignored)]
     width = max(len(name) for name, _ in rows) + 2
-    lines = [f"{_printable(str(file))}: settings of {found.source}"]
+    lines = [f"{printable(str(file))}: settings of {found.source}"]
     for name, value in rows:
-        written = _printable(value if isinstance(value, str) else json.dumps(value))
+        written = printable(value if isinstance(value, str) else json.dumps(value))
         lines.append(f"  {name:{width}}" + written.replace("\n", "\n" + " " * (width + 2)))
     return "\n".join(lines)
-
-
-def _printable(text: str) -> str:
-    """Text that moves no cursor and turns no writing around: control characters are escaped."""
-    return "".join(c if c.isprintable() or c in "\n\u200d" else c.encode("unicode_escape").decode() for c in text)

@@ -5,7 +5,6 @@ FOLDER/latents/KEY/ and FOLDER/texts/KEY/ hold shards and a manifest; another te
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from t2i.component import read_json, read_safetensors, save_weights, sync_files, write_json
+from t2i.component import read_safetensors, save_weights
 from t2i.conditioning import Conditioning
 from t2i.data.transforms import TRANSFORM
 from t2i.errors import RunFailed
+from t2i.files import publish, read_json, sweep, write_json
 
 FORMAT = 1
 SHARD_ROWS = 1024
@@ -180,8 +180,9 @@ def _build(
         return
     work = place.with_suffix(".partial")
     work.mkdir(parents=True, exist_ok=True)
+    sweep(work)
     for name, table in tables.items():
-        _save(table, work / f"{name}.safetensors")
+        save_weights(table, work / f"{name}.safetensors")
     for start in range(0, n, SHARD_ROWS):
         stop, path = min(start + SHARD_ROWS, n), _shard(work, start // SHARD_ROWS)
         if path.exists():  # a shard gets its name when it is whole
@@ -190,12 +191,10 @@ def _build(
         for a in range(start, stop, batch):
             pieces.append(_checked(encode(range(a, min(a + batch, stop))), section, a))
             progress(section, min(a + batch, stop), n)
-        _save({name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}, path)
+        save_weights({name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}, path)
     manifest = {"format": FORMAT, "parts": _select(section, parts), "rows": n, "shard_rows": SHARD_ROWS}
     write_json(work / "manifest.json", manifest)
-    sync_files([work / "manifest.json", work])
-    os.rename(work, place)
-    sync_files([place.parent])
+    publish(work, place)
 
 
 def _checked(tensors: dict[str, Tensor], section: str, first: int) -> dict[str, Tensor]:
@@ -231,13 +230,6 @@ class _Shards:
             for name, tensor in self._shards[k].items():
                 out[name][wanted] = tensor[row[wanted]]
         return out
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    partial = path.with_suffix(".tmp")
-    save_weights(tensors, partial)
-    sync_files([partial])
-    os.replace(partial, path)
 
 
 def _select(section: str, parts: Parts) -> dict[str, str]:

@@ -13,6 +13,7 @@ from t2i.data.looks import LOST, NOTED, Finding, find_faults, look_at_all, said_
 from t2i.data.named import config_for
 from t2i.data.record import Source
 from t2i.data.source import DataConfig, Subset, open_source
+from t2i.files import printable
 
 MAX_LOST = 0.05
 EXAMPLES = 3
@@ -238,8 +239,3 @@ def _repeats(source: Source) -> list[str]:
 def _few(findings: list[Finding]) -> str:
     first = [f"{f.name} ({f.why})" if f.why else f.name for f in findings[:3]]
     return f": {', '.join(first)}" + (f" and {len(findings) - 3} more" if len(findings) > 3 else "")
-
-
-def printable(text: str) -> str:
-    """Text that moves no cursor and turns no writing around: control characters are escaped."""
-    return "".join(c if c.isprintable() or c in "\n\u200d" else c.encode("unicode_escape").decode() for c in text)

@@ -4,19 +4,18 @@ import base64
 import html
 import io
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from t2i.data.check import Check, printable
+from t2i.data.check import Check
 from t2i.data.decode import decode
 from t2i.data.folder import FolderSource
 from t2i.data.looks import LOST, NOTED
 from t2i.data.transforms import crop
-from t2i.errors import RunFailed
+from t2i.files import printable, write_text
 
 FILES = ("check.json", "check.html")
 THUMBNAIL = 96
@@ -45,15 +44,8 @@ p, td { overflow-wrap: anywhere }
 
 def write_check(check: Check, folder: str | Path) -> None:
     """check.json and check.html in `folder`, in place of those of an earlier check."""
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in zip(FILES, (json.dumps(to_json(check), indent=1) + "\n", to_page(check)), strict=True):
-            partial = folder / f".{name}.{os.getpid()}"
-            partial.write_text(text, encoding="utf8")
-            os.replace(partial, folder / name)
-    except OSError as error:
-        raise RunFailed(f"{folder}: cannot hold the check ({error.strerror})") from None
+    for name, text in zip(FILES, (json.dumps(to_json(check), indent=1) + "\n", to_page(check)), strict=True):
+        write_text(Path(folder) / name, text)
 
 
 def to_json(check: Check) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from t2i.data.captions import name_caption, repeated_folder
-from t2i.data.record import Record, Report, check_captions, file_hash, fingerprint
+from t2i.data.record import Record, Report, check_captions, fingerprint
+from t2i.files import sha256
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 UNREAD = (
@@ -108,7 +109,7 @@ class FolderSource:
         return self.folders[int(number)] / rest
 
     def fingerprint(self) -> str:
-        hashes = {file: file_hash(file) for file in dict.fromkeys(self._files)}
+        hashes = {file: sha256(file) for file in dict.fromkeys(self._files)}
         return fingerprint(["folder"], self._names, self._texts, map(hashes.__getitem__, self._files))
 
 

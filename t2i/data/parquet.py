@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from t2i.data.record import Record, Report, check_captions, file_hash, fingerprint
+from t2i.data.record import Record, Report, check_captions, fingerprint
+from t2i.files import sha256
 
 HELD_BYTES = 2 << 30  # row groups kept in memory, as Arrow buffers
 
@@ -51,7 +52,7 @@ class ParquetSource:
         return list(self._texts)
 
     def fingerprint(self) -> str:
-        return fingerprint(["parquet", *self._columns], self._texts, [file_hash(path) for path in self._paths])
+        return fingerprint(["parquet", *self._columns], self._texts, [sha256(path) for path in self._paths])
 
     def _read(self, i: int) -> bytes:
         place = bisect_right(self._starts, i) - 1

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 UNWRITTEN = {  # captions that stand in no file, by origin
@@ -76,12 +75,6 @@ def fingerprint(*parts: Iterable[str]) -> str:
             digest.update(len(data).to_bytes(8, "little") + data)
         digest.update(b"\xff" * 8)
     return digest.hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's content: a copy on another machine has the same identity."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_captions(texts: list[str], where: Callable[[int], str], allow_empty: bool) -> int:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from t2i.autoencoder.kl import AutoencoderKL
 from t2i.component import fingerprint
-from t2i.data.record import file_hash
 from t2i.data.transforms import to_float
+from t2i.files import sha256
 from t2i.text.towers import ImageTower
 
 FORMS = "inception:FILE, dinov2:ID, clip:ID, openclip:ARCH/PRETRAINED, local:DIR, vae-latent"
@@ -119,7 +119,7 @@ class InceptionFeatures(Features):
         path = Path(file) if file else _download()
         if not path.is_file():
             raise ValueError(_no_inception(path, "no such file"))
-        digest = file_hash(path)
+        digest = sha256(path)
         super().__init__(f"inception:{path.name}", _inception(extractor, path))
         self.fingerprint, self.verified = digest, digest == INCEPTION_SHA256
         if not self.verified:

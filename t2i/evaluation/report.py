@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,10 +10,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from t2i.errors import RunFailed
 from t2i.evaluation.figures import ANCHORS, bound_curve, curves, plain, trade
 from t2i.evaluation.rows import Row, table, write_rows
-from t2i.pipeline.sheet import STYLE, Sheet, printable
+from t2i.files import printable, write_png, write_text
+from t2i.pipeline.sheet import STYLE, Sheet
 
 MORE = """
 main { max-width: 62rem; margin: auto }
@@ -66,12 +65,12 @@ def write(rows: Sequence[Row], folder: Path, page: Page) -> list[str]:
             dark = draw(rows, "dark")
             assert dark is not None
             pictures[name] = {"light": light, "dark": dark}
-            _replace(folder / f"{name}.png", light)
+            write_png(folder / f"{name}.png", light)
         else:
             (folder / f"{name}.png").unlink(missing_ok=True)
     if page.samples is not None:
-        _replace(folder / "samples.png", page.samples[0].draw(page.samples[1]))
-    _replace(folder / "report.html", render(rows, page, pictures))
+        write_png(folder / "samples.png", page.samples[0].draw(page.samples[1]))
+    write_text(folder / "report.html", render(rows, page, pictures))
     about = {"title": page.title, "notes": list(page.notes), "settings": dict(page.settings), "command": page.command}
     write_rows(rows, folder, **about)
     made = ["metrics.json", "results.csv", "report.html", *(f"{name}.png" for name in pictures)]
@@ -278,17 +277,3 @@ def _data(picture: Image.Image) -> str:
 
 def _text(text: str) -> str:
     return html.escape(printable(text))
-
-
-def _replace(path: Path, content: Image.Image | str) -> None:
-    tmp = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        if isinstance(content, str):
-            tmp.write_text(content, encoding="utf8")
-        else:
-            content.save(tmp, "PNG")
-        os.replace(tmp, path)
-    except OSError as error:
-        raise RunFailed(f"{path}: not written ({error.strerror})") from None
-    finally:
-        tmp.unlink(missing_ok=True)

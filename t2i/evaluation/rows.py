@@ -3,17 +3,16 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from t2i.component import read_json
 from t2i.config import explain
 from t2i.evaluation.jackknife import Estimate
 from t2i.evaluation.protocol import Protocol, check_alike
+from t2i.files import read_json, write_text
 
 SCHEMA = 1
 OWN = ("metric", "label", "value", "se", "ci95", "bias", "value_inf", "method", "cfg")
@@ -100,13 +99,13 @@ def write_rows(rows: Sequence[Row], folder: str | Path, **about: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     flat = [row.flat() for row in rows]
     values = {"schema_version": SCHEMA, **about, "rows": flat}
-    _write(folder / "metrics.json", json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(folder / "metrics.json", json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     text = io.StringIO()
     columns = list(dict.fromkeys(key for row in flat for key in _cells(row)))
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
     writer.writerows(_cells(row) for row in flat)
-    _write(folder / "results.csv", text.getvalue())
+    write_text(folder / "results.csv", text.getvalue())
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -127,12 +126,3 @@ def _cells(row: dict[str, Any]) -> dict[str, Any]:
     size = None if row["size"] is None else "x".join(map(str, row["size"]))
     compares = row["metric"] == "fd" and row["verified"]
     return cells | {"ci_low": low, "ci_high": high, "size": size, "comparable_to_published": compares}
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from t2i.errors import RunFailed
-from t2i.pipeline.sheet import Sheet, write_new
+from t2i.files import write_png, write_text
+from t2i.pipeline.sheet import Sheet
 
 if TYPE_CHECKING:
     from t2i.evaluation.sigma import SigmaStudy
@@ -34,12 +35,13 @@ def write(study: "SigmaStudy", folder: str | Path, settings: Mapping[str, str], 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunFailed(f"{folder}: cannot hold the study ({error.strerror})") from None
-    write_new(folder / FILES[0], json.dumps({"rows": study.rows}, indent=1, allow_nan=False) + "\n")
-    write_new(folder / FILES[1], _csv(study.rows))
+    write_text(folder / FILES[0], json.dumps({"rows": study.rows}, indent=1, allow_nan=False) + "\n", new=True)
+    write_text(folder / FILES[1], _csv(study.rows), new=True)
     sheet, pictures = lay_out(study.prompts, study.copies, study.pictures)
-    write_new(folder / FILES[2], sheet.draw(pictures))
+    write_png(folder / FILES[2], sheet.draw(pictures), new=True)
     page = sheet.page(pictures, settings, command)
-    write_new(folder / FILES[3], page.replace("<h2>Settings</h2>", _table(table(study.rows)) + "<h2>Settings</h2>", 1))
+    page = page.replace("<h2>Settings</h2>", _table(table(study.rows)) + "<h2>Settings</h2>", 1)
+    write_text(folder / FILES[3], page, new=True)
 
 
 def lay_out(

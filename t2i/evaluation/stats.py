@@ -1,7 +1,6 @@
 """Statistics of reference features in a file: ours, pytorch-fid's and clean-fid's (npz), torch-fidelity's (pt)."""
 
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 from t2i.evaluation.frechet import Reference, factor_of
 from t2i.evaluation.protocol import IDENTITY
+from t2i.files import atomic_file
 
 FORMAT = 1
 
@@ -22,8 +22,7 @@ def save_reference(reference: Reference, path: str | Path) -> None:
     if missing := [key for key in IDENTITY if key not in said]:
         raise ValueError(f"{path}: statistics without {', '.join(missing)} could not be told from others")
     assert reference.n is not None
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    with atomic_file(path) as tmp, tmp.open("wb") as file:
         np.savez(
             file,
             t2i=np.array(FORMAT),
@@ -33,9 +32,6 @@ def save_reference(reference: Reference, path: str | Path) -> None:
             trace=np.array(reference.trace),
             factor=reference.factor.numpy(force=True),
         )
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def load_reference(path: str | Path) -> Reference:

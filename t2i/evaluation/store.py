@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import distributed as dist
 
-from t2i.errors import RunFailed
+from t2i.files import atomic_file
 from t2i.progress import progress
 
 Arrays = dict[str, np.ndarray]
@@ -60,17 +59,8 @@ class Store:
 
     def write(self, stage: str, key: str, arrays: Arrays) -> None:
         """Put arrays there."""
-        path = self.path(stage, key)
-        partial = path.with_name(f".{key}.{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-            os.replace(partial, path)
-        except OSError as error:
-            raise RunFailed(f"{path}: not written ({error.strerror})") from None
-        finally:
-            partial.unlink(missing_ok=True)
+        with atomic_file(self.path(stage, key)) as tmp, tmp.open("wb") as file:
+            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
 
     def arrays(self, stage: str, task: Task) -> Arrays:
         """The arrays of a task, made where they are missing."""

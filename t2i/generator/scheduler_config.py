@@ -5,8 +5,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from t2i.component import ComponentConfig, atomic_folder, read_json, write_json
+from t2i.component import ComponentConfig
 from t2i.diffusion.schedule import Schedule, make_schedule
+from t2i.files import atomic_folder, read_json, write_json
 
 # What each class of the family assumes where a key is absent. Not what Stable Diffusion uses: its files say so.
 _COMMON: dict[str, Any] = {

@@ -9,7 +9,8 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from t2i.component import PICKLES, WEIGHTS, read_json, read_safetensors
+from t2i.component import PICKLES, WEIGHTS, read_safetensors
+from t2i.files import read_json
 from t2i.interop.infer import SD1, SD2
 from t2i.interop.lora_alpha import Alphas, folder_alphas, header_alphas
 from t2i.interop.lora_names import Networks, Part, Place, file_name, network_of, spellings, split_key

@@ -1,16 +1,14 @@
 """LoRA files written in the dialects of diffusers, kohya and peft."""
 
-import os
-import secrets
 from collections import Counter
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from t2i.component import WEIGHTS, atomic_folder, save_weights, write_json
+from t2i.component import WEIGHTS, save_weights
+from t2i.files import atomic_folder, write_json, write_safetensors
 from t2i.interop.lora import PEFT_CONFIG, PEFT_FILE, Lora
 from t2i.interop.lora_names import PEFT, Networks, file_name, kohya_name, network_of
 from t2i.nn.lora import Adapter, check_fit, peft_config
@@ -43,7 +41,8 @@ def write_lora(
     for component, adapter in lora.items():
         own = to_kohya if dialect == "kohya" else to_diffusers
         tensors |= own(component, networks[component], adapter, dtype)
-    _write_file(path, tensors, kohya_header(lora) if dialect == "kohya" else {})
+    tensors = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
+    write_safetensors(path, tensors, {"format": "pt"} | (kohya_header(lora) if dialect == "kohya" else {}))
 
 
 def to_diffusers(component: str, part: nn.Module, adapter: Adapter, dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -84,17 +83,3 @@ def _write_peft(folder: Path, adapter: Adapter, dtype: torch.dtype | None) -> No
         tensors[f"{PEFT}{layer}.lora_A.weight"] = down
         tensors[f"{PEFT}{layer}.lora_B.weight"] = up
     save_weights(tensors, folder / PEFT_FILE, dtype)
-
-
-def _write_file(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}-{secrets.token_hex(4)}.partial")
-    try:
-        tmp.touch()
-        mode = tmp.stat().st_mode  # what the umask gives: safetensors makes the file anew, for its owner alone
-        own = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
-        save_file(own, tmp, {"format": "pt"} | header)
-        tmp.chmod(mode)
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)

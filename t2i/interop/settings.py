@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from t2i.component import read_json
+from t2i.files import read_json
 
 METADATA = "t2i"
 CONFIGS = {

@@ -1,8 +1,6 @@
 """Stable Diffusion in one safetensors file: the original code's layout, read into components and written from them."""
 
 import json
-import os
-import secrets
 import shlex
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,11 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from t2i.autoencoder.kl import AutoencoderKL
 from t2i.component import PICKLES, WEIGHTS, Component, aligned, check_keys, few_tensors, open_safetensors
+from t2i.files import write_safetensors
 from t2i.generator.unet import UNet
 from t2i.interop import keys_text
 from t2i.interop.families import refuse_other_families
@@ -119,16 +117,7 @@ def write_single_file(
         k: v.detach().to(device="cpu", dtype=dtype if v.is_floating_point() else None).contiguous()
         for k, v in state.items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}-{secrets.token_hex(4)}.partial")
-    try:
-        tmp.touch()
-        mode = tmp.stat().st_mode  # what the umask gives: safetensors makes the file anew, for its owner alone
-        save_file(tensors, tmp, metadata={METADATA: own})  # one entry: of two, safetensors draws the order by lot
-        tmp.chmod(mode)
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
+    write_safetensors(path, tensors, {METADATA: own})  # one entry: of two, safetensors draws the order by lot
 
 
 def refuse_unwritable(path: Path, components: Components) -> None:

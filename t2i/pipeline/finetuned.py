@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from t2i.component import ComponentConfig, write_json
+from t2i.component import ComponentConfig
+from t2i.files import write_json
 from t2i.pipeline.folder import INDEX
 
 POINTER, MODEL, EMBEDDINGS_FILE = "finetuned.json", "model", "learned_embeds.safetensors"
@@ -33,9 +34,7 @@ def write_pointer(
     """Point from a run's folder to a model; one that is here by the way there, so that both can be moved together."""
     place = os.path.relpath(Path(model).resolve(), folder.resolve()) if Path(model).exists() else str(model)
     pointer = Pointer(model=place, loras=tuple(loras or ()), embeddings=tuple(embeddings or ()))
-    tmp = folder / f".{POINTER}.tmp"
-    write_json(tmp, pointer.model_dump(mode="json"))
-    os.replace(tmp, folder / POINTER)
+    write_json(folder / POINTER, pointer.model_dump(mode="json"))
 
 
 def read_pointer(folder: Path) -> Finetuned | None:

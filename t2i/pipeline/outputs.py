@@ -1,18 +1,15 @@
 """Pictures on disk: PNGs that hold their settings, a grid, and `metadata.jsonl`; nothing is ever overwritten."""
 
 import json
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-from t2i.component import sync_files
 from t2i.data.grid import picture_grid
 from t2i.errors import RunFailed
+from t2i.files import write_png
 from t2i.pipeline.metadata import OURS, SCHEMA, to_texts
 from t2i.pipeline.metadata.chunks import read_texts
 from t2i.pipeline.metadata.fields import read_json
@@ -45,10 +42,12 @@ class Pictures:
             (info.add_itxt if key == OURS else info.add_text)(key, text)
         path = self.folder / f"{self.next:05}-{settings['seed']}.png"
         line = {"file_name": path.name, "text": settings["prompt"], **settings}
-        with _on_disk(path):
-            _save(picture, path, info)
+        write_png(path, picture, new=True, pnginfo=info)
+        try:
             with open(self.folder / METADATA, "a", encoding="utf8") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise RunFailed(f"{self.folder / METADATA}: not written ({error.strerror})") from None
         self.next += 1
         if len(self.shown) < MOST_IN_GRID:
             self.shown.append(picture)
@@ -59,8 +58,7 @@ class Pictures:
         if len(self.shown) < 2:
             return None
         path = self.folder / f"grid-{self.first:05}.png"
-        with _on_disk(path):
-            _save(picture_grid(self.shown), path)
+        write_png(path, picture_grid(self.shown), new=True)
         return path
 
 
@@ -82,23 +80,3 @@ def _next_index(folder: Path) -> int:
             with open(metadata, "a", encoding="utf8") as file:
                 file.write("\n")
     return max((int(found[1]) + 1 for name in names if (found := _INDEX.fullmatch(name))), default=0)
-
-
-@contextmanager
-def _on_disk(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunFailed(f"{path}: not written ({error.strerror})") from None
-
-
-def _save(picture: Image.Image, path: Path, info: PngImagePlugin.PngInfo | None = None) -> None:
-    if path.exists():
-        raise RunFailed(f"{path} was written by someone else meanwhile: it is kept, and this one is not written")
-    tmp = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        picture.save(tmp, "PNG", pnginfo=info)
-        sync_files([tmp])
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)

@@ -4,16 +4,13 @@ import base64
 import html
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from t2i.component import sync_files
-from t2i.errors import RunFailed
+from t2i.files import printable
 
 GAP = 6  # pixels around everything
 INSET = 1  # of a label in its box: letters reach over their own width
@@ -175,29 +172,6 @@ class Layout:
                 last = last[:-1]
             lines = [*lines[: MOST_LINES - 1], last + "..."]
         return lines
-
-
-def printable(text: str) -> str:
-    """Text that turns no writing around: control characters are escaped."""
-    return "".join(c if c.isprintable() or c in "\n\u200d" else c.encode("unicode_escape").decode() for c in text)
-
-
-def write_new(path: Path, content: Image.Image | str) -> None:
-    """Write a picture or a text whole or not at all, never over a file."""
-    tmp = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        if path.exists():
-            raise RunFailed(f"{path} was written by someone else meanwhile: it is kept, and this one is not written")
-        if isinstance(content, str):
-            tmp.write_text(content, encoding="utf8")
-        else:
-            content.save(tmp, "PNG")
-        sync_files([tmp])
-        os.replace(tmp, path)
-    except OSError as error:
-        raise RunFailed(f"{path}: not written ({error.strerror})") from None
-    finally:
-        tmp.unlink(missing_ok=True)
 
 
 def _cell(picture: Image.Image, labels: Sequence[str]) -> str:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from t2i.component import read_json
 from t2i.evaluation.anchors import shuffled
 from t2i.evaluation.rows import Extra, Row, write_rows
 from t2i.evaluation.scene_parser import reconstructed
+from t2i.files import read_json
 from t2i.study.files import REAL, SHUFFLED, VAE
 from t2i.study.lab import Lab
 from t2i.study.measure import commit, measured, rows_of

@@ -4,16 +4,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from t2i.component import read_json, read_safetensors
+from t2i.component import read_safetensors
 from t2i.data.grid import picture_grid
 from t2i.data.transforms import to_float
 from t2i.evaluation.rows import Row, read_rows
+from t2i.files import lock, read_json
 from t2i.study import anchors, measure, prepare
 from t2i.study.files import REPORT, sheet_name
 from t2i.study.lab import Lab
 from t2i.study.plan import Run, runs_of
 from t2i.study.recipe import StudyRecipe
-from t2i.study.stages import Stage, claim, work
+from t2i.study.stages import Stage, work
 from t2i.study.table import write_results
 from t2i.study.training import is_trained, train_recipe, train_run, trained_steps
 from t2i.training.plan import Plan
@@ -84,7 +85,7 @@ def _evaluate(recipe: StudyRecipe, lab: Lab, run: Run) -> None:
 def collect(recipe: StudyRecipe, lab: Lab) -> Path:
     """Everything that a report is made of, in `report`: rows of the finished runs, sheets, what the study is."""
     folder = recipe.folder / REPORT
-    with claim(recipe.folder / "claims" / "collect.lock", wait=True):
+    with lock(recipe.folder / "claims" / "collect.lock", wait=True):
         finished = [run for run in runs_of(recipe) if measure.is_evaluated(lab, run)]
         rows: list[Row] = read_rows(anchors.folder_of(lab)) if anchors.is_anchored(lab) else []
         for run in finished:

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 import t2i
-from t2i.component import read_json, read_safetensors
+from t2i.component import read_safetensors, save_weights
 from t2i.data.scenes import minimal_captions
 from t2i.evaluation.bound import latent_bound
 from t2i.evaluation.clip_score import own_family
@@ -20,9 +20,9 @@ from t2i.evaluation.jackknife import Replicates, distances, mean_of, moments_by_
 from t2i.evaluation.reading import to_uint8
 from t2i.evaluation.rows import Extra, Row, write_rows
 from t2i.evaluation.scene_parser import aggregate
+from t2i.files import read_json, write_json
 from t2i.pipeline import Pipeline
 from t2i.progress import progress
-from t2i.study.files import save_json, save_tensors
 from t2i.study.lab import PARTS, Lab, skills_of
 from t2i.study.plan import Run, axis_of
 from t2i.study.prepare import encoder_file
@@ -59,7 +59,7 @@ def evaluate_run(lab: Lab, run: Run) -> None:
             began = time.monotonic()
             found = measured(lab, draw(lab, subject.pipeline, w, run.name), [text for _, text in lab.prompts])
             found["seconds"] = torch.tensor([time.monotonic() - began])
-            save_tensors(found, path)
+            save_weights(found, path)
         found = read_safetensors(path)
         model = subject.model(w)
         rows += rows_of(lab, found, model, subject.about)
@@ -224,7 +224,7 @@ def bound_rows(subject: Subject, path: Path) -> list[Row]:
             batch_size=lab.ask.batch,
             contrast=contrast,
         )
-        save_json({"rows": report.rows()}, path)
+        write_json(path, {"rows": report.rows()})
     return [
         Row(
             metric=row["metric"],

@@ -8,11 +8,10 @@ from typing import Any
 
 from accelerate.state import AcceleratorState
 
-from t2i.component import read_json
 from t2i.config import load_recipe
 from t2i.data.scenes import attributes_of, minimal_captions
 from t2i.data.source import DataConfig, open_source
-from t2i.study.files import save_json
+from t2i.files import read_json, write_json
 from t2i.study.recipe import ORACLE, Encoder, Prepared, StudyRecipe
 from t2i.text.base import TextEncoder
 from t2i.text.controls import OracleTextEncoder, oracle
@@ -129,7 +128,7 @@ def ready_encoder(recipe: StudyRecipe, name: str, train_recipe: UNetRecipe) -> N
     began = time.monotonic()
     build_caches(train_recipe, frozen)
     about = described(recipe, frozen, entry) | {"seconds": time.monotonic() - began}
-    save_json(about, encoder_file(recipe, name))
+    write_json(encoder_file(recipe, name), about)
 
 
 def described(recipe: StudyRecipe, frozen: Frozen, entry: Encoder) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from t2i.files import write_bytes, write_png, write_text
 from t2i.study import figures
 from t2i.study.figures import Drawing
-from t2i.study.files import ANCHORS, REPORT, save_text, sheet_name
+from t2i.study.files import ANCHORS, REPORT, sheet_name
 from t2i.study.stats import FD, Apart, apart, compared, metric_at, points, sensitive, shared_sizes, slope
 from t2i.study.table import Number, Results, read_results
 from t2i.study.words import conclusion, named, number
@@ -52,11 +53,11 @@ def write(folder: str | Path) -> list[str]:
     drawn = {"curves": figures.curves(results), "sizes": figures.sizes(results), "skills": figures.skills(results)}
     sheet = sheets(results, folder)
     if sheet is not None:
-        sheet.quantize(256, dither=Image.Dither.NONE).save(folder / "sheets.png", optimize=True)
+        write_png(folder / "sheets.png", sheet.quantize(256, dither=Image.Dither.NONE), optimize=True)
     images = {name: found for name, found in drawn.items() if found is not None}
     for name, found in images.items():
-        (folder / f"{name}.png").write_bytes(found.png)
-    save_text(page(results, images, folder / "sheets.png" if sheet is not None else None), folder / "report.html")
+        write_bytes(folder / f"{name}.png", found.png)
+    write_text(folder / "report.html", page(results, images, folder / "sheets.png" if sheet is not None else None))
     return [*conclusion(results), f"{folder}: report.html, {', '.join(f'{name}.png' for name in images)}"]
 
 

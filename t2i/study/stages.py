@@ -1,11 +1,11 @@
 """Stages that any number of processes share: each is claimed by a locked file, done once, never repeated."""
 
-import fcntl
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from t2i.files import lock
 
 POLL_SECONDS = 2.0
 
@@ -30,7 +30,7 @@ def work(stages: Sequence[Stage], claims: Path, say: Callable[[str], object] = p
         for stage in left:
             if names & set(stage.needs):
                 continue
-            with claim(claims / f"{stage.name}.lock") as mine:
+            with lock(claims / f"{stage.name}.lock") as mine:
                 if not mine or stage.done():
                     continue
                 say(f"stage {len(stages) - len(left) + 1} of {len(stages)}: {stage.name}")
@@ -45,21 +45,3 @@ def work(stages: Sequence[Stage], claims: Path, say: Callable[[str], object] = p
             waiting = True
             time.sleep(POLL_SECONDS)
     return ours
-
-
-@contextmanager
-def claim(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold a file's lock among the processes that see it, of one machine or of several; False where another does.
-
-    With `wait` once that one has left it. The lock ends with its process: a killed one leaves its stage to whoever
-    comes next. A file system without locks is a ValueError.
-    """
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError as error:
-            raise ValueError(f"{path}: could not be locked ({error.strerror}): put the study where files can") from None
-        yield True

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t2i.component import read_json
 from t2i.evaluation.rows import Row
-from t2i.study.files import save_text
+from t2i.files import read_json, write_text
 
 SCHEMA = 1
 COLUMNS = ("run", "metric", "cfg", "value", "se", "ci_low", "ci_high", "n", "hits", "protocol")
@@ -63,9 +62,9 @@ def write_results(rows: Sequence[Row], runs: dict[str, dict[str, Any]], study: d
         low, high = row.ci95 or (None, None)
         cells = [name, row.metric, row.protocol.guidance, row.value, row.se, low, high, row.protocol.n]
         writer.writerow([_cell(c) for c in (*cells, row.extra.get("hits"), protocols.index(shared))])
-    save_text(text.getvalue(), folder / "results.csv")
+    write_text(folder / "results.csv", text.getvalue())
     head = {"schema_version": SCHEMA, "protocols": protocols, "runs": runs, "study": study}
-    save_text(_lines(head, 2) + "\n", folder / "study.json")
+    write_text(folder / "study.json", _lines(head, 2) + "\n")
 
 
 def _lines(value: Any, depth: int) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from t2i import randomness
-from t2i.component import read_json
+from t2i.files import read_json
 from t2i.generator.unet import UNet
 from t2i.generator.unet_config import UNetConfig
 from t2i.study.plan import Run

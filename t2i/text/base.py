@@ -10,8 +10,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
-from t2i.component import atomic_folder, fingerprint, save_weights, write_json
+from t2i.component import fingerprint, save_weights
 from t2i.conditioning import Conditioning
+from t2i.files import atomic_folder, write_json
 from t2i.text.files import WEIGHTS
 from t2i.text.tokenizer import identity, save_tokenizer, tokenize
 

@@ -14,8 +14,9 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 from transformers import T5EncoderModel as T5Tower
 
 from t2i import randomness
-from t2i.component import check_keys, read_json, write_json
+from t2i.component import check_keys
 from t2i.conditioning import Conditioning
+from t2i.files import read_json, write_json
 from t2i.text.base import Encoded, TextEncoder
 from t2i.text.clip import CLIPTextEncoder
 from t2i.text.files import find_folders, read_tensors

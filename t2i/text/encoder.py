@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 
-from t2i.component import read_json
+from t2i.files import read_json
 from t2i.text.base import Encoded, TextEncoder
 from t2i.text.clip import CLIPTextEncoder
 from t2i.text.controls import FORMS, NULL, ORACLE, NullTextEncoder, OracleTextEncoder, load_control

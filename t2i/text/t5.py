@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel, T5Tokenizer
 
-from t2i.component import check_keys, few_tensors, read_json
+from t2i.component import check_keys, few_tensors
 from t2i.conditioning import Conditioning
+from t2i.files import read_json
 from t2i.text.base import TextEncoder
 from t2i.text.files import find_folders, read_tensors
 from t2i.text.sizes import make_config

@@ -1,6 +1,5 @@
 """Checkpoints of a run: atomic, without pickle, verified by a manifest; the newest valid one is resumed from."""
 
-import hashlib
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from t2i.component import atomic_folder, check_keys, read_json, read_safetensors, save_weights, write_json
+from t2i.component import check_keys, read_safetensors, save_weights
+from t2i.files import atomic_folder, read_json, sha256, write_json
 from t2i.training.ema import EMA
 
 
@@ -82,12 +82,6 @@ def damage(path: Path) -> str | None:
         if sha256(path / name) != digest:
             return f"{name} is damaged (its sha256 differs)"
     return None
-
-
-def sha256(path: Path) -> str:
-    """The sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

@@ -1,6 +1,5 @@
 """The pictures of a fine-tuning: opened, split, cached as latents; the class pictures of prior preservation."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from t2i.data.dataset import Pictures
 from t2i.data.folder import PICTURES
 from t2i.data.record import Source, fingerprint
 from t2i.data.source import MIN_SPLIT, DataConfig, Subset, open_source, split
+from t2i.files import write_png
 from t2i.pipeline import Pipeline
 from t2i.progress import progress
 from t2i.text.tokenizer import tokenize
@@ -120,9 +120,7 @@ def class_pictures(prior: Prior, recipe: FinetuneRecipe, pipeline: Pipeline, qui
                 width=recipe.size,
             ).images
             for k, image in zip(rows, images, strict=True):
-                partial = folder / f".class-{k:05}.tmp"
-                image.save(partial, "PNG")
-                os.replace(partial, folder / f"class-{k:05}.png")
+                write_png(folder / f"class-{k:05}.png", image)
             report(begin + len(rows))
     config = DataConfig.model_validate({"source": "folder", "path": str(folder), "instance_prompt": prior.prompt})
     return read(open_source(config), config, recipe.size, "class pictures", quiet)

@@ -11,10 +11,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from t2i.component import atomic_folder, fingerprint, read_json, read_safetensors, save_weights, write_json
+from t2i.component import fingerprint, read_safetensors, save_weights
 from t2i.data.decode import decode
 from t2i.data.grid import picture_grid
 from t2i.data.transforms import prepare, to_pixels
+from t2i.files import atomic_folder, read_json, write_json
 from t2i.training.finetune import PLAYER, FinetuneTask
 from t2i.training.finetune_data import pixels, small
 

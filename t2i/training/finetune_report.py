@@ -7,6 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from t2i.files import write_text
+
 FEW = 4  # pictures, whose interval says next to nothing
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse}td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #ddd}
@@ -36,9 +38,7 @@ def write_report(run: Path, found: dict[str, Any]) -> None:
     ]
     page = "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
     page += f"<title>{escape(run.name)}</title><style>{STYLE}</style>{''.join(body)}</html>\n"
-    tmp = run / ".report.html.tmp"
-    tmp.write_text(page, encoding="utf8")
-    tmp.replace(run / "report.html")
+    write_text(run / "report.html", page)
 
 
 def verdict(found: dict[str, Any]) -> str:

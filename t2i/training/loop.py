@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from t2i import randomness
-from t2i.component import write_json
 from t2i.config import TrainConfig
 from t2i.data.grid import picture_grid
 from t2i.errors import RunFailed
+from t2i.files import write_json
 from t2i.memory import keep_freed_memory
 from t2i.nn.attention import set_attention_backend
 from t2i.progress import progress

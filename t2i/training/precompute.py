@@ -1,6 +1,5 @@
 """What a U-Net trains on: the cache of latent moments and text states of its pictures and captions."""
 
-import fcntl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from t2i.autoencoder.kl import AutoencoderKL
 from t2i.conditioning import Conditioning
 from t2i.data.cache import Cache, TextStates, build_cache, build_text_states, cache_parts, open_cache, text_part
 from t2i.data.dataset import Pictures
+from t2i.files import lock
 from t2i.progress import progress
 from t2i.text.base import TextEncoder
 from t2i.training.ranks import ranks
@@ -96,10 +96,9 @@ def _building(
     Path(folder).mkdir(parents=True, exist_ok=True)
     with (
         ranks().main_process_first(),
-        (Path(folder) / ".lock").open("w") as lock,
+        lock(Path(folder) / ".lock", wait=True),
         progress(f"caching {label}", total, quiet=quiet) as report,
     ):
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield encode_text, report
     if truncated and not quiet:
         print(

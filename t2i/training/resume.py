@@ -1,6 +1,5 @@
 """Beginning a run, or going on with one: the same command does both."""
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from t2i.component import read_json, sweep, write_json
+from t2i.files import lock, read_json, sweep, write_json
 from t2i.training import checkpoint
 from t2i.training.checkpoint import Parts
 from t2i.training.log import environment
@@ -81,11 +80,9 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> I
 def alone_in(run: Path) -> Iterator[None]:
     """Hold the run's folder, as two trainings in one would overwrite each other; remove what a killed one left."""
     run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"{run}: another process trains in this folder; wait for it, or set out=FOLDER") from None
+    with lock(run / ".lock") as alone:
+        if not alone:
+            raise ValueError(f"{run}: another process trains in this folder; wait for it, or set out=FOLDER")
         for folder in (run, run / "checkpoints"):
             sweep(folder)
         yield

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from t2i.cli.convert import parse_bytes
 from t2i.cli.models import open_model
-from t2i.component import load_weights, read_json
+from t2i.component import load_weights
+from t2i.files import read_json
 from tests.hang import SECONDS
 
 PLAIN = {"encoder_hid_dim": None, "cross_attention_dim": 32}

@@ -8,7 +8,7 @@ from data.planted import CLEAN, PLANTED, encoded, photo, plant
 from text.tiny import encoder as make_encoder
 
 from t2i.cli.data import measure
-from t2i.component import write_json
+from t2i.files import write_json
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from training import tiny
 
 from t2i.__main__ import main
-from t2i.component import read_json
+from t2i.files import read_json
 
 
 @pytest.fixture(scope="module")

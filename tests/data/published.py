@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from t2i.component import write_json
+from t2i.files import write_json
 
 Name = Literal["sd15", "sd21"]
 INTEGERS = ("position_ids", "num_updates")

@@ -104,7 +104,7 @@ def test_json_and_page(check, tmp_path):
 
 def test_a_folder_that_cannot_hold_the_check(check, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunFailed, match="cannot hold the check"):
+    with pytest.raises(RunFailed, match="not written"):
         write_check(check, tmp_path / "file")
 
 

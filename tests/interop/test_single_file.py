@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from t2i.component import write_json
+from t2i.files import write_json
 from t2i.interop.ignorable import EMA_UNET
 from t2i.interop.infer import infer_text
 from t2i.interop.layout import shapes_there

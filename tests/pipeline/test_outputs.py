@@ -44,7 +44,7 @@ def test_pictures_are_added_and_what_appears_meanwhile_is_kept(tmp_path):
     pictures = Pictures(tmp_path)
     pictures.add(picture(), ASKED)
     (tmp_path / "00001-7.png").write_bytes(b"theirs")
-    with pytest.raises(RunFailed, match="written by someone else"):
+    with pytest.raises(RunFailed, match="written by another process"):
         pictures.add(picture("blue"), ASKED)
     assert (tmp_path / "00001-7.png").read_bytes() == b"theirs"
     assert Pictures(tmp_path).add(picture("blue"), ASKED).name == "00002-7.png"

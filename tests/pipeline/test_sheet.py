@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from t2i.errors import RunFailed
-from t2i.pipeline.sheet import GAP, INSET, MOST_LINES, MOST_PIXELS, Sheet, write_new
+from t2i.pipeline.sheet import GAP, INSET, MOST_LINES, MOST_PIXELS, Sheet
 
 COLUMNS = ("cfg = 1", "cfg = 3", "cfg = 7.5")
 LONG = "a red circle left of a very large blue square on a white background, " * 3
@@ -127,17 +126,6 @@ def test_hostile_text_stays_text():
     assert attributes == {"lang", "charset", "http-equiv", "content", "name", "width", "height", "alt", "title", "src"}
     assert found.texts["h1"][0].startswith("</title><script>alert(1)</script>\" onerror='x' & \\u202e")
     assert not re.search(r"""(?:src|href)=["'](?!data:)""", text)
-
-
-def test_a_file_that_is_there_is_kept(tmp_path):
-    write_new(tmp_path / "a.html", "one")
-    write_new(tmp_path / "a.png", pictures(1)[0])
-    with pytest.raises(RunFailed, match="kept"):
-        write_new(tmp_path / "a.html", "two")
-    assert (tmp_path / "a.html").read_text() == "one"
-    with pytest.raises(RunFailed, match="not written"):
-        write_new(tmp_path / "missing" / "a.html", "x")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "a.png"]
 
 
 def test_the_ink_of_a_label_is_its_text():

@@ -1,6 +1,5 @@
 """A whole study: killed and begun again it repeats no finished stage; its runs differ in one thing alone."""
 
-import errno
 import json
 import os
 import signal
@@ -19,7 +18,6 @@ from t2i.study.files import REPORT, sheet_name
 from t2i.study.lab import Lab
 from t2i.study.plan import runs_of
 from t2i.study.recipe import StudyRecipe
-from t2i.study.stages import claim
 from t2i.study.table import read_results
 from tests.hang import SECONDS
 from tests.study import tiny
@@ -90,22 +88,6 @@ def test_sheets_are_of_the_guidance_that_the_page_names(finished, recipe, folder
 
 def asking(recipe, **keys):
     return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update=keys)})
-
-
-def test_a_place_without_locks_is_said(tmp_path, monkeypatch):
-    def none(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("fcntl.flock", none)
-    with pytest.raises(ValueError, match="could not be locked"), claim(tmp_path / "x.lock"):
-        pass
-
-
-def test_a_claim_is_of_one_process_and_can_be_waited_for(tmp_path):
-    with claim(tmp_path / "x.lock") as mine, claim(tmp_path / "x.lock") as theirs:
-        assert mine and not theirs
-    with claim(tmp_path / "x.lock", wait=True) as again:
-        assert again
 
 
 def test_runs_begin_from_the_same_network_and_see_the_same(finished, recipe, folder):

@@ -96,7 +96,8 @@ def test_a_batch_in_parts_is_the_batch_at_once(tmp_path):
 def test_export_and_validation_see_the_averaged_weights_and_training_the_live_ones(tmp_path):
     task = Regression()
     train(task, config(ema=0.5), 0, tmp_path, {})
-    from t2i.component import read_json, read_safetensors
+    from t2i.component import read_safetensors
+    from t2i.files import read_json
 
     saved = tmp_path / "checkpoints" / "step_0000004"
     average = read_safetensors(saved / "line.ema.safetensors")["weight"]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from t2i.component import read_json, read_safetensors
+from t2i.component import read_safetensors
+from t2i.files import read_json
 from t2i.training.resume import alone_in
 
 from . import tiny

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from t2i.autoencoder.kl import AutoencoderKL
-from t2i.component import read_json
+from t2i.files import read_json
 
 from . import tiny
 
