@@ -27,8 +27,8 @@ from t2i.interop.single_file import Checkpoint, refuse_unwritable, write_single_
 from t2i.pipeline import Pipeline
 from t2i.pipeline.finetuned import read_pointer
 from t2i.pipeline.folder import INDEX, NETWORKS, OWN, Stored, write
+from t2i.text.base import read_tensors
 from t2i.text.clip import PREFIX
-from t2i.text.files import read_tensors, reading
 from t2i.text.t5 import SHARED, TIED
 
 
@@ -169,8 +169,7 @@ def from_folder(pipeline: Pipeline, place: Path, variant: str | None) -> Stored:
     parts: dict[str, type[Component]] = {"unet": UNet, "vae": AutoencoderKL}
     for name, kind in parts.items():
         found[name] = (found[name][0], kind.read(place / name, of[name]).state_dict())
-    with reading(of["text_encoder"]):
-        there = read_tensors(place / "text_encoder")
+    there = read_tensors(place / "text_encoder", of["text_encoder"])
     config, tensors = found["text_encoder"]
     found["text_encoder"] = (
         config,

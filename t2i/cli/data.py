@@ -88,8 +88,8 @@ def measure(model: Path) -> tuple["Words", tuple[int, int] | None]:
     from t2i.data.check import Words
     from t2i.files import read_json
     from t2i.generator.unet_config import UNetConfig
-    from t2i.text.counts import count_tokens
     from t2i.text.encoder import load_text_encoder
+    from t2i.text.tokenizer import count_tokens
 
     place = locate_model(model)
     if place.is_file():

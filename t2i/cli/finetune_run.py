@@ -19,7 +19,7 @@ from t2i.data.named import config_for
 from t2i.data.source import DataConfig
 from t2i.files import read_json
 from t2i.pipeline import Pipeline
-from t2i.text.counts import count_tokens
+from t2i.text.tokenizer import count_tokens
 from t2i.training.finetune_data import Sources, apart, check_prompts
 from t2i.training.finetune_measure import Finetuning, measure_before
 from t2i.training.finetune_plan import plan_lines

@@ -98,7 +98,7 @@ def encode(
 
 def _states(encoder: TextEncoder, texts: Sequence[str], request: Request) -> tuple[list[Conditioning], dict[str, str]]:
     """The states of `texts` batch by batch, and what of each did not fit."""
-    encoder = encoder.skipped(request.clip_skip)
+    encoder = encoder.with_clip_skip(request.clip_skip)
     parts = [list(texts[i : i + request.batch_size]) for i in range(0, len(texts), request.batch_size)]
     if request.prompt_syntax == "plain" and not request.long_prompts:
         encoded = [encoder(part) for part in parts]

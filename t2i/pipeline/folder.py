@@ -16,9 +16,8 @@ from t2i.files import atomic_folder, read_json, write_json
 from t2i.generator.latent_diffusion import LatentDiffusion
 from t2i.generator.scheduler_config import SchedulerConfig
 from t2i.generator.unet import UNet
-from t2i.text.base import TextEncoder
+from t2i.text.base import WEIGHTS, TextEncoder
 from t2i.text.encoder import load_text_encoder
-from t2i.text.files import WEIGHTS, count_ignored, read_tensors, reading
 from t2i.text.tokenizer import save_tokenizer
 
 OWN, INDEX = "t2i.json", "model_index.json"
@@ -206,13 +205,11 @@ def load_text(folder: Path, variant: str | None, report: list[str]) -> TextEncod
     """The text encoder; what its files hold beside its weights goes into the report."""
     config = folder / "text_encoder" / "config.json"
     try:
-        with reading(variant), few_tensors(config.parent):
-            encoder = load_text_encoder(folder)
-            ignored = count_ignored(read_tensors(config.parent)) if encoder.ignored_keys else {}
+        with few_tensors(config.parent):
+            encoder = load_text_encoder(folder, variant=variant)
     except (TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"{config}: not a text encoder's config ({str(error)[:500]})") from None
-    assert sum(ignored.values()) == encoder.ignored_keys
-    report += [f"text_encoder: ignored {_keys(n)}: {reason}" for reason, n in ignored.items()]
+    report += [f"text_encoder: ignored {_keys(n)}: {reason}" for reason, n in encoder.ignored.items()]
     return encoder
 
 

@@ -1,4 +1,7 @@
-"""Text encoders that tell what a trained one is worth: they know less of the caption than it, or all of the scene."""
+"""Control encoders for ablations: lower and upper bounds for a trained text encoder.
+
+They know less of the caption than a trained encoder (null, bag, random) or everything about the scene (oracle).
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,14 +20,13 @@ from t2i import randomness
 from t2i.component import check_keys
 from t2i.conditioning import Conditioning
 from t2i.files import read_json, write_json
-from t2i.text.base import Encoded, TextEncoder
+from t2i.text.base import Encoded, TextEncoder, find_folders, read_tensors
 from t2i.text.clip import CLIPTextEncoder
-from t2i.text.files import find_folders, read_tensors
 from t2i.text.t5 import T5TextEncoder
 from t2i.text.tokenizer import END, LETTERS, START, load_tokenizer, token_id, tokenize
 from t2i.text.towers import TextTowerConfig
 
-FORMS = "control:null, control:bag:FOLDER, control:random:FOLDER (@SEED behind FOLDER), control:oracle:FOLDER"
+FORMS = "control:null, control:bag:FOLDER, control:random:FOLDER (or FOLDER@SEED), control:oracle:FOLDER"
 NULL, ORACLE = "control-null", "control-oracle"
 NULL_TOKENS, NULL_WIDTH = 8, 32
 PAD, UNKNOWN = "[PAD]", "[UNKNOWN]"
@@ -35,17 +37,17 @@ Attributes = Sequence[Sequence[str]]  # the words of each of a scene's tokens
 
 
 def parse_control(name: str) -> tuple[str, str, int]:
-    """(kind, folder, seed) of a control's name without its `control:`; the null has no folder."""
-    kind, _, rest = name.partition(":")
-    folder, at, number = rest.rpartition("@")
-    folder, seed = (folder, int(number)) if at and number.isdigit() and kind in ("bag", "random") else (rest, 0)
+    """Splits a control's name without its `control:` into (kind, folder, seed); `null` has no folder."""
+    kind, _, suffix = name.partition(":")
+    folder, at, number = suffix.rpartition("@")
+    folder, seed = (folder, int(number)) if at and number.isdigit() and kind in ("bag", "random") else (suffix, 0)
     if kind not in ("null", "bag", "random", "oracle") or bool(folder) != (kind != "null"):
         raise ValueError(f"text encoder 'control:{name}': write one of {FORMS}")
     return kind, folder, seed
 
 
 def load_control(name: str, open_encoder: Callable[[str], TextEncoder]) -> TextEncoder:
-    """The control of a name without its `control:`; `open_encoder` opens the encoder of a FOLDER."""
+    """Loads the control of a name without its `control:`; `open_encoder` loads the encoder in a FOLDER."""
     kind, folder, seed = parse_control(name)
     if kind == "null":
         return null_encoder()
@@ -55,26 +57,26 @@ def load_control(name: str, open_encoder: Callable[[str], TextEncoder]) -> TextE
 
 
 class NullTextEncoder(CLIPTextEncoder):
-    """Every caption is the null: token embeddings of zero without a layer, so only positions are left.
+    """Maps every caption to the same states: token embeddings are zero, so the states are those of the positions.
 
-    A stock reader loads its folder as a CLIP, and gets the same states for every caption too.
+    transformers loads its folder as a CLIP, and also gets the same states for every caption.
     """
 
     def forward(self, prompts: list[str]) -> Encoded:
-        """The null for each prompt; none is cut, as none is read."""
+        """Returns the states of '' for each prompt; nothing is truncated, as nothing is read."""
         return super().forward([""] * len(prompts))
 
     def states(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Conditioning:
-        """The null's states and mask, whatever the ids."""
-        null = tokenize(self.tokenizer, [""], self.max_tokens)
-        return super().states(null.ids, null.mask).repeat(len(ids))
+        """Returns the states and the mask of '', whatever the ids."""
+        empty = tokenize(self.tokenizer, [""], self.max_tokens)
+        return super().states(empty.ids, empty.mask).repeat(len(ids))
 
     def file_config(self) -> dict[str, Any]:
         return super().file_config() | {"control": NULL}
 
 
 def null_encoder() -> NullTextEncoder:
-    """The null encoder, with a tokenizer of bytes and vectors of positions drawn once and for all."""
+    """Returns the `control:null` encoder, with a tokenizer of bytes and fixed random position embeddings."""
     vocab = {token: i for i, token in enumerate([*LETTERS, START, END])}
     tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=NULL_TOKENS)
     encoder = embeddings_alone(NullTextEncoder, tokenizer, NULL_WIDTH, seed=0)
@@ -83,20 +85,20 @@ def null_encoder() -> NullTextEncoder:
 
 
 def bag_of_words(encoder: TextEncoder, seed: int = 0) -> CLIPTextEncoder:
-    """Words and positions without any layer, as random frozen vectors of the width that `encoder`'s states have.
+    """Returns a CLIP without layers, states = norm(word + position), with `encoder`'s tokenizer and width.
 
-    A CLIP of no layers: states = norm(word + position); its folder is a stock CLIP's.
+    The embeddings are random and frozen. transformers loads its folder as a CLIP.
     """
     if not isinstance(encoder.tokenizer, CLIPTokenizer):
         raise ValueError(
             f"control:bag: the tokenizer of this text encoder is a {type(encoder.tokenizer).__name__}; a bag of words "
-            "is built on CLIP's tokenizer, which `t2i train text-encoder` gives every encoder"
+            "needs CLIP's tokenizer, which every encoder of `t2i train text-encoder` has"
         )
     return embeddings_alone(CLIPTextEncoder, encoder.tokenizer, encoder.width, seed)
 
 
 def embeddings_alone(kind: type[E], tokenizer: CLIPTokenizer, width: int, seed: int) -> E:
-    """A CLIP text tower without layers, its embeddings of words and positions standard normal."""
+    """Returns a CLIP text tower without layers; its embeddings of tokens and positions are standard normal."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -109,7 +111,7 @@ def embeddings_alone(kind: type[E], tokenizer: CLIPTokenizer, width: int, seed: 
         bos_token_id=token_id(tokenizer, tokenizer.bos_token),
         eos_token_id=token_id(tokenizer, tokenizer.eos_token),
     )
-    with torch.random.fork_rng(devices=[]):  # what it draws is replaced, and is no matter of the caller's
+    with torch.random.fork_rng(devices=[]):  # its random weights are replaced; the caller's random state is kept
         tower = CLIPTextModelWithProjection(config).text_model
     for name in ("token_embedding", "position_embedding"):
         weight = getattr(tower.embeddings, name).weight
@@ -118,7 +120,7 @@ def embeddings_alone(kind: type[E], tokenizer: CLIPTokenizer, width: int, seed: 
 
 
 def untrained(encoder: TextEncoder, seed: int = 0) -> TextEncoder:
-    """An encoder of the same network, size and tokenizer as `encoder`, frozen as training would begin with it."""
+    """Returns a frozen encoder with `encoder`'s network, size and tokenizer and the initial weights of a training."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(randomness.generator(seed, "control", "random").initial_seed())
         if isinstance(encoder, T5TextEncoder):
@@ -131,11 +133,11 @@ def untrained(encoder: TextEncoder, seed: int = 0) -> TextEncoder:
                 nn.init.normal_(embedding.weight, std=TextTowerConfig().embedding_std)
             projection = None if encoder.projection is None else model.text_projection
             return CLIPTextEncoder(model.text_model, projection, encoder.tokenizer, encoder.max_tokens)
-    raise ValueError(f"control:random: {type(encoder).__name__} is a control itself; name a CLIP's or a T5's folder")
+    raise ValueError(f"control:random: {type(encoder).__name__} is a control itself; give the folder of a CLIP or a T5")
 
 
 class OracleTower(nn.Module):
-    """A table of one row of 0s and 1s a token: which attributes the token has."""
+    """A table with one row of 0s and 1s per token: the attributes that the token has."""
 
     def __init__(self, rows: Float[Tensor, "v d"]) -> None:
         super().__init__()
@@ -147,9 +149,9 @@ class OracleTower(nn.Module):
 
 
 class OracleTextEncoder(TextEncoder):
-    """The scene's attributes themselves, one token a thing, read from a table of captions: what no encoder can beat.
+    """Maps a caption to its scene's attributes, one token per object, by a table: an upper bound for any encoder.
 
-    A caption that is not in the table is an error. No stock reader knows its folder.
+    A caption that is not in the table is an error. Its folder cannot be read by transformers.
     """
 
     classes: ClassVar[dict[str, list[str]]] = {
@@ -164,9 +166,9 @@ class OracleTextEncoder(TextEncoder):
 
     @classmethod
     def of(cls, scenes: Mapping[str, Attributes]) -> Self:
-        """The oracle of captions and their scenes' tokens, e.g. [["circle", "red", "left"], ["background white"]]."""
+        """Builds the oracle of captions and their scene tokens, e.g. [["circle", "red"], ["background white"]]."""
         if not scenes:
-            raise ValueError("control:oracle: no captions: an oracle needs the scenes of the captions it is asked for")
+            raise ValueError("control:oracle: no captions: an oracle needs the scene of every caption that it encodes")
         words = sorted({word for tokens in scenes.values() for token in tokens for word in token})
         table = {plain(c): " ".join("+".join(w.replace(" ", "_") for w in t) for t in s) for c, s in scenes.items()}
         kinds = {"+".join(w.replace(" ", "_") for w in t): t for s in scenes.values() for t in s}
@@ -174,11 +176,11 @@ class OracleTextEncoder(TextEncoder):
         rows = torch.zeros(len(names), len(words))
         for i, name in enumerate(names[2:], 2):
             rows[i, [words.index(word) for word in kinds[name]]] = 1
-        learnt = Tokenizer(WordLevel({name: i for i, name in enumerate(names)}, unk_token=UNKNOWN))
-        learnt.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        word_level = Tokenizer(WordLevel({name: i for i, name in enumerate(names)}, unk_token=UNKNOWN))
+        word_level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         longest = max(1, *(len(text.split()) for text in table.values()))
         tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=learnt, pad_token=PAD, unk_token=UNKNOWN, model_max_length=longest
+            tokenizer_object=word_level, pad_token=PAD, unk_token=UNKNOWN, model_max_length=longest
         )
         return cls(OracleTower(rows), tokenizer, table)
 
@@ -187,20 +189,20 @@ class OracleTextEncoder(TextEncoder):
         return self.tower.config.hidden_size
 
     def forward(self, prompts: list[str]) -> Encoded:
-        """Each caption's scene; the empty one has no tokens."""
+        """Returns the states of each caption's scene; the empty caption has no tokens."""
         known = self.table | {"": ""}
         if unknown := [p for p in prompts if plain(p) not in known]:
             raise ValueError(
-                f"control:oracle: {unknown[0]!r} is none of the {len(self.table)} captions whose scenes it knows: "
-                "make the oracle of all captions that are asked for"
+                f"control:oracle: {unknown[0]!r} is not one of the {len(self.table)} captions whose scenes it knows: "
+                "build the oracle from all captions that are encoded"
             )
         return super().forward([known[plain(p)] for p in prompts])
 
     def states(self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"]) -> Conditioning:
-        """The rows of the tokens."""
+        """Returns the rows of the tokens."""
         ids, mask = ids.to(self.device), mask.to(self.device)
         if (ids == token_id(self.tokenizer, UNKNOWN)).any():
-            raise ValueError("control:oracle: it reads whole captions only: leave prompt_syntax and long_prompts out")
+            raise ValueError("control:oracle: it encodes whole captions only: leave prompt_syntax and long_prompts out")
         return Conditioning(self.tower.embedding(ids), mask)
 
     def named_tensors(self) -> dict[str, Tensor]:
@@ -210,20 +212,25 @@ class OracleTextEncoder(TextEncoder):
         return {"model_type": ORACLE, "attributes": self.width}
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """`text_encoder/` and `tokenizer/`, and in the first the table of captions."""
+        """Writes `text_encoder/`, which includes the table of captions, and `tokenizer/`."""
         super().save(folder, dtype)
         write_json(Path(folder) / "text_encoder" / TABLE, self.table)
 
     @classmethod
     def load(
-        cls, folder: Path, layer: int | None = None, dtype: torch.dtype | None = None, max_tokens: int | None = None
+        cls,
+        folder: Path,
+        layer: int | None = None,
+        dtype: torch.dtype | None = None,
+        max_tokens: int | None = None,
+        variant: str | None = None,
     ) -> Self:
-        """The oracle in a folder."""
-        weights, words = find_folders(folder)
+        """Loads the oracle in a folder."""
+        weights, tokenizer_folder = find_folders(folder)
         if layer not in (None, -1) or max_tokens is not None:
-            raise ValueError(f"{weights} is an oracle, which has no layers and its own length: leave them out")
-        tokenizer = load_tokenizer(words, PreTrainedTokenizerFast)
-        state = read_tensors(weights)
+            raise ValueError(f"{weights} is an oracle, with no layers and a fixed length: leave layer, max_tokens out")
+        tokenizer = load_tokenizer(tokenizer_folder, PreTrainedTokenizerFast)
+        state = read_tensors(weights, variant)
         tower = OracleTower(torch.zeros(len(tokenizer), read_json(weights / "config.json")["attributes"]))
         check_keys(tower.state_dict(), state, weights)
         tower.load_state_dict(state)
@@ -231,10 +238,10 @@ class OracleTextEncoder(TextEncoder):
 
 
 def oracle(captions: Iterable[str], attributes_of: Callable[[str], Attributes]) -> OracleTextEncoder:
-    """The oracle of these captions, `attributes_of` being the exact reading of one."""
+    """Builds the oracle of these captions; `attributes_of` returns the attributes of a caption's scene."""
     return OracleTextEncoder.of({caption: attributes_of(caption) for caption in captions})
 
 
 def plain(caption: str) -> str:
-    """A caption without the spaces that no tokenizer sees."""
+    """Returns a caption without the spaces that tokenizers ignore."""
     return " ".join(caption.split())

@@ -1,4 +1,4 @@
-"""Textual inversion (Gal et al. 2022): a word learnt as embeddings, added to a text encoder."""
+"""Textual inversion (Gal et al. 2022): adds a learned token and its embeddings to a text encoder."""
 
 from pathlib import Path
 
@@ -10,14 +10,14 @@ from transformers import AddedToken
 from t2i.component import PICKLES, read_safetensors
 from t2i.text.base import TextEncoder
 
-UNNAMED = "emb_params"  # AUTOMATIC1111's key: the token is the file's name
+UNNAMED = "emb_params"  # A1111's key: the token is the file's name
 
 
 def add_embedding(encoder: TextEncoder, file: str | Path, token: str | None = None) -> str:
-    """Add a file's vectors as a token of the encoder, and say in one line what was added.
+    """Adds a file's vectors as a token of the encoder; returns a one-line report of what was added.
 
-    The file is {"<token>": [n, width]} or {"emb_params": [n, width]}; `token` names it otherwise. Of several vectors
-    the further ones are <token>_1, <token>_2, ..; writing <token> in a prompt stands for all of them.
+    The file is {"<token>": [n, width]} or {"emb_params": [n, width]}; `token` overrides the name. If n > 1 the
+    further vectors become <token>_1, <token>_2, ..; <token> in a prompt stands for all of them.
     """
     file = Path(file)
     name, vectors = read_embedding(file, encoder.width)
@@ -27,7 +27,7 @@ def add_embedding(encoder: TextEncoder, file: str | Path, token: str | None = No
 
 
 def add_vectors(encoder: TextEncoder, token: str, vectors: Float[Tensor, "n d"], where: str | Path) -> None:
-    """Add vectors as a token of the encoder; `where` is for messages."""
+    """Adds vectors as a token of the encoder; `where` is for messages."""
     tokens = [token, *(f"{token}_{i}" for i in range(1, len(vectors)))]
     check_tokens(encoder, tokens, where)
     first = len(encoder.tokenizer)
@@ -35,23 +35,23 @@ def add_vectors(encoder: TextEncoder, token: str, vectors: Float[Tensor, "n d"],
     assert encoder.tokenizer.add_tokens(added) == len(tokens)
     assert encoder.tokenizer.convert_tokens_to_ids(tokens) == list(range(first, first + len(tokens)))
     table = encoder.embeddings()
-    vectors = vectors.to(table)  # a tower's spare rows, beyond its tokenizer's ids, are taken first
+    vectors = vectors.to(table)  # spare rows of the table, beyond the tokenizer's ids, are used first
     encoder.set_embeddings(torch.cat([table[:first], vectors, table[first + len(vectors) :]]))
 
 
 def read_embedding(file: Path, width: int) -> tuple[str, Float[Tensor, "n d"]]:
-    """The token that a file names and its vectors."""
+    """Returns the token that a file names and its vectors."""
     if file.suffix in PICKLES:
-        raise ValueError(f"{file}: a pickle, which can run code; save it as safetensors first, where you trust it")
+        raise ValueError(f"{file}: a pickle, which can run code; if you trust it, convert it to safetensors first")
     if not file.is_file():
         raise ValueError(f"{file}: no such file; an embedding is a .safetensors file")
-    found = read_safetensors(file)
-    if len(found) != 1:
+    tensors = read_safetensors(file)
+    if len(tensors) != 1:
         raise ValueError(
-            f"{file}: has {', '.join(sorted(found)[:5]) or 'no tensors'}; an embedding is one tensor, "
+            f"{file}: has {', '.join(sorted(tensors)[:5]) or 'no tensors'}; an embedding is one tensor, "
             f"named by its token or {UNNAMED!r}"
         )
-    [(name, vectors)] = found.items()
+    [(name, vectors)] = tensors.items()
     vectors = vectors[None] if vectors.dim() == 1 else vectors
     if vectors.dim() != 2 or not len(vectors) or not vectors.is_floating_point() or not vectors.isfinite().all():
         shape = f"{tuple(vectors.shape)} of {str(vectors.dtype).removeprefix('torch.')}"
@@ -59,20 +59,20 @@ def read_embedding(file: Path, width: int) -> tuple[str, Float[Tensor, "n d"]]:
     if vectors.shape[1] != width:
         raise ValueError(
             f"{file}: its vectors are {vectors.shape[1]} wide, the text encoder's are {width}: "
-            "it was learnt with another text encoder"
+            "it was trained with another text encoder"
         )
     return (file.stem if name == UNNAMED else name), vectors
 
 
 def check_tokens(encoder: TextEncoder, tokens: list[str], file: str | Path) -> None:
-    """Refuse a token that the tokenizer knows already, as it reads it (CLIP: in small letters)."""
+    """Raises ValueError for an empty token or one that the tokenizer already has, after normalization (lower case)."""
     if not tokens[0] or tokens[0] != tokens[0].strip():
-        raise ValueError(f"{file}: token = {tokens[0]!r} is empty or has spaces around it: give it another name")
+        raise ValueError(f"{file}: token = {tokens[0]!r} is empty or has spaces around it: give another name")
     normalizer = encoder.tokenizer.backend_tokenizer.normalizer
-    read = (lambda t: t) if normalizer is None else normalizer.normalize_str
+    normalize = (lambda t: t) if normalizer is None else normalizer.normalize_str
     vocabulary = encoder.tokenizer.get_vocab()
-    added = {read(t) for t in encoder.tokenizer.get_added_vocab()}
-    if known := [t for t in tokens if t in vocabulary or read(t) in added]:
-        raise ValueError(f"{file}: the text encoder knows the token {known[0]!r} already: give it another name (token)")
+    added = {normalize(t) for t in encoder.tokenizer.get_added_vocab()}
+    if known := [t for t in tokens if t in vocabulary or normalize(t) in added]:
+        raise ValueError(f"{file}: the text encoder already has the token {known[0]!r}: give another name (token)")
     if any(len(encoder.tokenizer.tokenize(t)) == 0 for t in tokens):
-        raise ValueError(f"{file}: token = {tokens[0]!r} is nothing to the tokenizer: give it another name")
+        raise ValueError(f"{file}: token = {tokens[0]!r} is empty for the tokenizer: give another name")

@@ -1,4 +1,4 @@
-"""The small towers that the project trains itself: a CLIP pair (Radford et al. 2021), and T5 (Raffel et al. 2020)."""
+"""The small towers that t2i trains itself: a CLIP pair (Radford et al. 2021), and T5 (Raffel et al. 2020)."""
 
 import copy
 import math
@@ -16,19 +16,19 @@ from t2i.component import Component, ComponentConfig
 from t2i.config import Section
 from t2i.text.tokenizer import token_id
 
-LARGEST_SCALE = 100.0  # CLIP clips the logit scale here
+MAX_LOGIT_SCALE = 100.0  # as in CLIP
 
 
 class Size(NamedTuple):
-    """What a name stands for; 32 channels a head."""
+    """The numbers of a named size; 32 channels per head."""
 
     width: int
     layers: int
     heads: int
 
 
-# The ladder: with some 650 words each has about three times the parameters of the one before, 50 thousand to 5
-# million, as a CLIP-style tower and as a T5-style one.
+# With a vocabulary of about 650 each size has about three times the parameters of the one before, from 50 thousand to
+# 5 million, as a CLIP-style tower and as a T5-style one.
 SIZES = {
     "mini": Size(32, 2, 1),
     "tiny": Size(64, 2, 2),
@@ -40,7 +40,7 @@ SizeName = Literal["mini", "tiny", "small", "base", "large"]
 
 
 class TowerSize(Section):
-    """The size of a tower: by its name, or number by number; what the tokenizer fixes is not here."""
+    """The size of a tower, by name or by numbers; vocabulary and length follow from the tokenizer."""
 
     size: SizeName | None = Field(default=None, description="stands for width, layers and heads")
     width: int = Field(default=160, gt=0)
@@ -56,7 +56,7 @@ class TowerSize(Section):
         numbers = SIZES[values["size"]]._asdict()
         if other := [f"{k} = {values[k]}" for k, v in numbers.items() if values.get(k, v) != v]:
             stands = ", ".join(f"{k} = {v}" for k, v in numbers.items())
-            raise ValueError(f"size = {values['size']} stands for {stands}, not {', '.join(other)}: leave one out")
+            raise ValueError(f"size = {values['size']} stands for {stands}, not {', '.join(other)}: remove one of them")
         return values | numbers
 
     @model_validator(mode="after")
@@ -70,25 +70,26 @@ class TextTowerConfig(TowerSize):
     """A CLIP-style text tower."""
 
     embedding_std: float = Field(
-        default=10.0, gt=0, description="of the untrained embeddings of tokens and positions; CLIP's own is 0.02"
+        default=10.0, gt=0, description="std of the initial embeddings of tokens and positions; CLIP's is 0.02"
     )
 
 
 class T5TowerConfig(TowerSize):
     """A T5-style encoder, and the decoder that only its training needs.
 
-    The gated feed-forward layer is 2/3 as wide as `mlp_ratio` says, so that its three matrices hold as many parameters
-    as a CLIP layer's two (Shazeer 2020): a size has about as many in both families.
+    The gated feed-forward layer has 2/3 of the width given by `mlp_ratio`, so that its three matrices have as many
+    parameters as a CLIP layer's two (Shazeer 2020): a size has about as many in both families.
     """
 
     decoder_layers: int = Field(default=2, gt=0)
 
 
 def text_tower(config: TextTowerConfig, tokenizer: CLIPTokenizer, projection_dim: int) -> CLIPTextModelWithProjection:
-    """A fresh text tower for a tokenizer, of transformers' own class: stock CLIPTextModel loads it.
+    """Returns a new text tower for a tokenizer, of transformers' class, so that CLIPTextModel loads it.
 
-    Its embeddings begin ten times as loud as what the layers add to them. From CLIP's 0.02, contrast alone lets the
-    first layer drown every word in its context, and a generator then learns a thing together with its colours.
+    Its embeddings start with ten times the norm of the layers' outputs. With CLIP's std of 0.02 and the contrastive
+    loss alone, the first layer lets the context dominate every word, and a generator then learns an object together
+    with its colours instead of composing the two.
     """
     tower = CLIPTextModelWithProjection(
         CLIPTextConfig(
@@ -123,7 +124,7 @@ class ImageTowerConfig(ComponentConfig):
     @model_validator(mode="after")
     def _fits(self) -> "ImageTowerConfig":
         if len(self.blocks) != len(self.channels):
-            raise ValueError(f"blocks = {self.blocks} and channels = {self.channels} must be of one length")
+            raise ValueError(f"blocks = {self.blocks} and channels = {self.channels} must have the same length")
         if any(c % self.groups for c in self.channels):
             raise ValueError(f"groups = {self.groups} must divide each of channels = {self.channels}")
         return self
@@ -144,7 +145,7 @@ class Residual(nn.Module):
 
 
 class ImageTower(Component):
-    """Pictures to one feature vector each, and to the space shared with the text."""
+    """Maps images to a feature vector each, and to the embedding space shared with the text."""
 
     Config: ClassVar[type[ComponentConfig]] = ImageTowerConfig
     diffusers_class: ClassVar[str] = "ImageTower"
@@ -163,16 +164,16 @@ class ImageTower(Component):
         self.projection = nn.Linear(widths[-1], config.projection_dim, bias=False)
 
     def features(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b f"]:
-        """The global feature vector: the last stage's mean over positions."""
+        """Returns the global feature vector: the last stage's mean over positions."""
         return F.silu(self.norm(self.stages(pixels))).mean((2, 3))
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p"]:
-        """The picture in the shared space, not normalised."""
+        """Returns the images' embeddings in the shared space, not normalized."""
         return self.projection(self.features(pixels))
 
 
 class ContrastivePair(nn.Module):
-    """Both towers and the logit scale in one forward pass, which data parallelism can wrap."""
+    """Both towers and the logit scale in one module with one forward pass, which DDP can wrap."""
 
     def __init__(self, image: ImageTower, text: CLIPTextModelWithProjection) -> None:
         super().__init__()
@@ -182,27 +183,27 @@ class ContrastivePair(nn.Module):
     def forward(
         self, pixels: Float[Tensor, "b 3 h w"], ids: Int[Tensor, "m n"]
     ) -> tuple[Float[Tensor, "b p"], Float[Tensor, "m p"], Float[Tensor, ""]]:
-        """Unit vectors of the pictures and of the texts, and the logit scale."""
+        """Returns the unit embeddings of the images and of the texts, and the logit scale."""
         image = F.normalize(self.image(pixels).float(), dim=-1)
         text = F.normalize(self.text(ids).text_embeds.float(), dim=-1)
         return image, text, self.scale()
 
     def scale(self) -> Float[Tensor, ""]:
-        """What multiplies the cosines to make logits."""
-        return self.logit_scale.clamp(max=math.log(LARGEST_SCALE)).exp()
+        """Returns the factor from cosines to logits."""
+        return self.logit_scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
 
 
 class T5Pair(nn.Module):
-    """T5 1.1: an encoder, a decoder that shares its embedding, and an output layer of its own.
+    """T5 1.1: an encoder, a decoder with the same embedding, and a separate output layer.
 
-    The stacks of transformers' own class are fed embeddings, so that the shared one has a single name in a checkpoint.
+    transformers' stacks are given embeddings, so that the shared table has a single name in a checkpoint.
     """
 
     def __init__(self, size: T5TowerConfig, tokenizer: CLIPTokenizer, sentinels: int) -> None:
         super().__init__()
         end = token_id(tokenizer, tokenizer.eos_token)
         self.config = T5Config(
-            vocab_size=len(tokenizer) + sentinels,  # their embeddings are spare rows beyond the tokenizer's ids
+            vocab_size=len(tokenizer) + sentinels,  # the sentinels' embeddings are rows beyond the tokenizer's ids
             d_model=size.width,
             d_kv=size.width // size.heads,
             d_ff=max(8, round(size.width * size.mlp_ratio * 2 / 3 / 8) * 8),
@@ -229,17 +230,17 @@ class T5Pair(nn.Module):
     def forward(
         self, ids: Int[Tensor, "b n"], mask: Bool[Tensor, "b n"], before: Int[Tensor, "b m"]
     ) -> Float[Tensor, "b m v"]:
-        """The logits of each target token, given the corrupted text and the target tokens `before` it."""
+        """Returns the logits of each target token, given the corrupted text and the target tokens `before` it."""
         states = self.encoder(inputs_embeds=self.shared(ids), attention_mask=mask.long()).last_hidden_state
-        read = self.decoder(
+        decoded = self.decoder(
             inputs_embeds=self.shared(before),
             encoder_hidden_states=states,
             encoder_attention_mask=mask.long(),
         ).last_hidden_state
-        return self.lm_head(read)
+        return self.lm_head(decoded)
 
     def encoder_alone(self) -> T5EncoderModel:
-        """A copy of the encoder as stock T5EncoderModel, on the CPU."""
+        """Returns a copy of the encoder as transformers' T5EncoderModel, on the CPU."""
         model = T5EncoderModel(self._half(self.config.num_layers, is_decoder=False))
         state = {f"encoder.{k}": v for k, v in self.encoder.state_dict().items()}
         shared = self.shared.weight.detach()

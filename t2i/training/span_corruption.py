@@ -16,7 +16,7 @@ from t2i.config import Section
 from t2i.data.order import batch_indices
 from t2i.data.source import open_source, split
 from t2i.text.t5 import T5TextEncoder
-from t2i.text.tokenizer import frame, learn_tokenizer, pad, read_words
+from t2i.text.tokenizer import learn_tokenizer, pad, start_end_ids, text_ids
 from t2i.text.towers import T5Pair, T5TowerConfig
 from t2i.training.recipes import Recipe
 from t2i.training.text_encoder import TokenizerConfig, say_cut, tokenizer_name
@@ -60,10 +60,10 @@ class SpanTask:
         captions, held_out = both_captions(recipe)
         self.tokenizer: Any = learn_tokenizer(captions, recipe.tokenizer.vocab_size, recipe.tokenizer.max_tokens)
         say_cut(self.tokenizer, captions, quiet)
-        self.begin, self.end = frame(self.tokenizer)
+        self.begin, self.end = start_end_ids(self.tokenizer)
         room = self.tokenizer.model_max_length - len(self.begin) - len(self.end)
-        self.words = [ids[:room] for ids, _ in read_words(self.tokenizer, captions)]
-        self.held_out = [ids[:room] for ids, _ in read_words(self.tokenizer, held_out)]
+        self.words = [ids[:room] for ids, _ in text_ids(self.tokenizer, captions)]
+        self.held_out = [ids[:room] for ids, _ in text_ids(self.tokenizer, held_out)]
         self.sentinels = int(room * recipe.spans.density) + 1
         torch.manual_seed(randomness.generator(recipe.seed, "init").initial_seed())
         self.pair = T5Pair(recipe.t5, self.tokenizer, self.sentinels)

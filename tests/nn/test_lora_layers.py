@@ -118,8 +118,8 @@ def test_text_encoder():
     state = lora_state(text.tower)
     assert {name.split(".")[-1] for name in state} == {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}
     assert torch.equal(text(["a red circle"]).conditioning.tokens, before)
-    with pytest.raises(ValueError, match="carries the LoRA default: it is read at its last layer only"):
-        text.skipped(2)
+    with pytest.raises(ValueError, match="carries the LoRA default: clip skip needs an encoder without one"):
+        text.with_clip_skip(2)
 
 
 def test_rank_beyond_a_layer_names_it():

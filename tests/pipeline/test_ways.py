@@ -62,7 +62,7 @@ def test_guidance_only_in_its_interval(ours):
 @pytest.mark.parametrize("option", [{"clip_skip": 2}, {"prompt_syntax": "a1111"}, {"long_prompts": True}])
 def test_prompts_are_read_as_asked(ours, option):
     text = "a (red:1.5) circle and a blue square and a green triangle and a large red square"
-    encoder = ours.text_encoder.skipped(option.get("clip_skip", 1))
+    encoder = ours.text_encoder.with_clip_skip(option.get("clip_skip", 1))
     states = encode_prompts(
         encoder, [text, "y"], syntax=option.get("prompt_syntax", "plain"), chunks=option.get("long_prompts", False)
     ).conditioning.tokens

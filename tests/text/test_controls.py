@@ -67,9 +67,9 @@ def test_bag_knows_words_and_places_but_no_context(tmp_path):
     words = CLIPTokenizer.from_pretrained(tmp_path / "bag" / "tokenizer")
     ids = words(PROMPTS, padding="max_length", truncation=True, return_tensors="pt").input_ids
     torch.testing.assert_close(stock(ids).last_hidden_state, tokens(bag, PROMPTS))
-    assert bag.skipped(1) is bag
+    assert bag.with_clip_skip(1) is bag
     with pytest.raises(ValueError, match="clip skip = 2: the text encoder has 0 layers"):
-        bag.skipped(2)
+        bag.with_clip_skip(2)
 
 
 def test_random_has_the_shapes_and_words_of_the_encoder_and_none_of_its_weights(tmp_path):
@@ -129,7 +129,7 @@ def test_oracle_gives_each_thing_its_attributes(tmp_path):
 
 def test_oracle_refuses_what_it_cannot_know(tmp_path):
     made = oracle(SCENES, SCENES.__getitem__)
-    with pytest.raises(ValueError, match="'a green dog' is none of the 2 captions"):
+    with pytest.raises(ValueError, match="'a green dog' is not one of the 2 captions"):
         made(["a blue star", "a green dog"])
     with pytest.raises(ValueError, match="whole captions only"):
         encode_prompts(made, ["a (blue:1.2) star"], syntax="a1111", chunks=False, min_chunks=1)

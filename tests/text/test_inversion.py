@@ -100,13 +100,13 @@ def test_the_file_s_name_is_the_word_of_an_unnamed_embedding(tmp_path):
 
 def test_views_and_later_words(tmp_path):
     own = encoder()
-    view = own.skipped(2)
+    view = own.with_clip_skip(2)
     states = view(CAPTIONS[:1]).conditioning.tokens
     add_embedding(own, embedding(tmp_path)[0])
     assert torch.equal(view(CAPTIONS[:1]).conditioning.tokens, states)
     file, _ = embedding(tmp_path, 2, key="<dog>", name="dog.safetensors")
     add_embedding(own, file)
-    a, b = own.skipped(2)([PROMPT, "red <dog> icon"]).conditioning.tokens
+    a, b = own.with_clip_skip(2)([PROMPT, "red <dog> icon"]).conditioning.tokens
     assert not torch.equal(a, b) and len(own.embeddings()) == len(own.tokenizer)
 
 
@@ -149,7 +149,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
         (damaged, None, "damaged.safetensors: not a readable"),
         (pickle, None, "pickle"),
         (tmp_path / "none.safetensors", None, "no such file"),
-        (good, "<|endoftext|>", "knows the token '<|endoftext|>' already"),
+        (good, "<|endoftext|>", "already has the token '<|endoftext|>'"),
         (good, "red</w>", "already"),
         (good, " ", "is empty"),
     ):

@@ -8,8 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from t2i.text.prompts import count_chunks, encode_prompts
-from t2i.text.weights import LARGEST, parse_weights
+from t2i.text.prompts import MAX_WEIGHT, count_chunks, encode_prompts, parse_weights
 from tests.hang import no_hang
 from tests.text.tiny import CAPTIONS, encoder, t5
 
@@ -58,7 +57,7 @@ def test_weights_are_read(text, wanted):
 @given(st.text(st.sampled_from(r"()[]\:.0123456789-+ abé|BREAK" + "\n"), max_size=80) | st.text())
 def test_any_text_is_read_and_nothing_but_syntax_is_lost(text):
     found = parse_weights(text)
-    assert found and all(math.isfinite(w) and abs(w) <= LARGEST for _, w in found)
+    assert found and all(math.isfinite(w) and abs(w) <= MAX_WEIGHT for _, w in found)
     letters = [
         c for c in text if c not in "()[]\\:.+-0123456789 \t\n\r\x0b\x0c\x1c\x1d\x1e\x1f\x85" and not c.isspace()
     ]
@@ -82,12 +81,12 @@ def test_a_hostile_text_takes_linear_time(hostile):
     text = hostile * (100_000 // len(hostile))
     with no_hang():
         found = parse_weights(text)
-    assert all(abs(w) <= LARGEST for _, w in found)
+    assert all(abs(w) <= MAX_WEIGHT for _, w in found)
 
 
 def test_the_depth_of_brackets_is_bounded_by_the_weight():
-    assert parse_weights("(" * 5000 + "a")[0] == ("a", LARGEST)
-    assert parse_weights("(a:-5000)")[0] == ("a", -LARGEST)
+    assert parse_weights("(" * 5000 + "a")[0] == ("a", MAX_WEIGHT)
+    assert parse_weights("(a:-5000)")[0] == ("a", -MAX_WEIGHT)
 
 
 def tokens(own, texts, **options):

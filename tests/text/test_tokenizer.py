@@ -7,14 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, CLIPTokenizer
 
-from t2i.text.tokenizer import SMALLEST, learn_tokenizer, tokenize, train_tokenizer
+from t2i.text.tokenizer import SMALLEST, learn_tokenizer, save_tokenizer, tokenize
 from tests.text.tiny import CAPTIONS, tokenizer
+
+
+def written(folder, vocab_size, model_max_length=32):
+    trained = learn_tokenizer(CAPTIONS, vocab_size, model_max_length)
+    save_tokenizer(trained, folder)
+    return trained
+
 
 ODD = ["  Two   spaces\tand\nlines ", "naïve 日本 🙂 İ", "don't WALK!!", "", "zzz-unseen 1234"]
 
 
 def test_every_caption_has_the_same_ids_after_reload(tmp_path):
-    trained = train_tokenizer(CAPTIONS, 640, tmp_path, model_max_length=16)
+    trained = written(tmp_path, 640, 16)
     texts = CAPTIONS + ODD
     ids = trained(texts).input_ids
     for reader in (AutoTokenizer, CLIPTokenizer):
@@ -26,13 +33,13 @@ def test_every_caption_has_the_same_ids_after_reload(tmp_path):
 
 
 def test_reload_from_vocabulary_and_merges_alone(tmp_path):
-    trained = train_tokenizer(CAPTIONS, 640, tmp_path)
+    trained = written(tmp_path, 640)
     (tmp_path / "tokenizer.json").unlink()
     assert CLIPTokenizer.from_pretrained(tmp_path)(CAPTIONS + ODD).input_ids == trained(CAPTIONS + ODD).input_ids
 
 
 def test_files_of_the_folder(tmp_path):
-    train_tokenizer(CAPTIONS, 600, tmp_path, model_max_length=20)
+    written(tmp_path, 600, 20)
     names = {"vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
     assert {p.name for p in tmp_path.iterdir()} == names
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
