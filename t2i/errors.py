@@ -1,6 +1,9 @@
 """Errors by exit code: bad input is a `ValueError` (2), a run that failed is `RunFailed` (1)."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _NOTHING: Any = object()
 
@@ -11,6 +14,12 @@ class RunFailed(RuntimeError):
 
 class WriteFailed(RunFailed, OSError):
     """A file or a folder could not be written (a full disk, no permission); also an OSError, as it was before."""
+
+
+def check_finite(x: "Tensor", stage: str) -> None:
+    """Raises RunFailed naming the stage if x has non-finite values."""
+    if not x.isfinite().all():
+        raise RunFailed(f"the {stage} put out non-finite values: use dtype float32 or bfloat16, or other weights")
 
 
 class ConfigError(ValueError):

@@ -1,1 +1,1 @@
-"""The autoencoder between pictures and latents."""
+"""The autoencoder between images and latents."""

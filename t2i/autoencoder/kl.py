@@ -6,29 +6,29 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from t2i.autoencoder.coder import Decoder, Encoder
+from t2i.autoencoder.encoder_decoder import Decoder, Encoder
 from t2i.component import Component, ComponentConfig
 
 DOWN, UP = "DownEncoderBlock2D", "UpDecoderBlock2D"
-LARGEST, DEEPEST = 2**24, 64  # of any size; of layers in a block
+MAX_SIZE, MAX_LAYERS = 2**24, 64  # of any size; of layers in a block
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 class AutoencoderKLConfig(ComponentConfig):
-    """The keys of `vae/config.json` and their defaults, which a file may leave out.
+    """The keys of `vae/config.json` and their defaults.
 
-    `scaling_factor` multiplies the latents on their way to the generator and is applied there, not here.
-    `sample_size` (the side it was trained at) and `force_upcast` (half precision overflows) are notes to pipelines.
+    `scaling_factor` multiplies the latents that the generator sees, and is applied there, not here.
+    `sample_size` (the image size in training) and `force_upcast` (half precision overflows) are hints for pipelines.
     """
 
-    in_channels: int = Field(3, ge=1, le=LARGEST)
-    out_channels: int = Field(3, ge=1, le=LARGEST)
+    in_channels: int = Field(3, ge=1, le=MAX_SIZE)
+    out_channels: int = Field(3, ge=1, le=MAX_SIZE)
     down_block_types: tuple[str, ...] = (DOWN,)
     up_block_types: tuple[str, ...] = (UP,)
     block_out_channels: tuple[int, ...] = Field((64,), min_length=1)
-    layers_per_block: int = Field(1, ge=1, le=DEEPEST)
+    layers_per_block: int = Field(1, ge=1, le=MAX_LAYERS)
     act_fn: str = "silu"
-    latent_channels: int = Field(4, ge=1, le=LARGEST)
+    latent_channels: int = Field(4, ge=1, le=MAX_SIZE)
     norm_num_groups: int = Field(32, ge=1)
     sample_size: int = Field(32, ge=1)
     scaling_factor: float = Field(0.18215, gt=0)
@@ -42,14 +42,14 @@ class AutoencoderKLConfig(ComponentConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _a_type_for_every_level(cls, values: Any) -> Any:
+    def _fill_block_types(cls, values: Any) -> Any:
         widths = values.get("block_out_channels") if isinstance(values, dict) else None
         if not isinstance(widths, list | tuple):
             return values
         return {"down_block_types": (DOWN,) * len(widths), "up_block_types": (UP,) * len(widths)} | values
 
     @model_validator(mode="after")
-    def _is_supported(self) -> "AutoencoderKLConfig":
+    def _check_supported(self) -> "AutoencoderKLConfig":
         for key in ("act_fn", "shift_factor", "latents_mean", "latents_std"):
             value, default = getattr(self, key), type(self).model_fields[key].default
             if value != default:
@@ -60,12 +60,12 @@ class AutoencoderKLConfig(ComponentConfig):
             if value != (only,) * len(widths):
                 raise ValueError(
                     f"`{key}` = {value!r} is not supported (only {only!r}, once for each of the {len(widths)} "
-                    f"`block_out_channels`); leave `{key}` out to have it filled in"
+                    f"`block_out_channels`); leave `{key}` out for the default"
                 )
-        if odd := [width for width in widths if not 1 <= width <= LARGEST or width % self.norm_num_groups]:
+        if odd := [width for width in widths if not 1 <= width <= MAX_SIZE or width % self.norm_num_groups]:
             raise ValueError(
                 f"`block_out_channels` = {widths} holds {odd[0]}, not a multiple of "
-                f"`norm_num_groups` = {self.norm_num_groups} in 1..{LARGEST}; change one of the two"
+                f"`norm_num_groups` = {self.norm_num_groups} in 1..{MAX_SIZE}; change one of the two"
             )
         return self
 
@@ -77,21 +77,21 @@ class Gaussian(NamedTuple):
     logvar: Float[Tensor, "b c h w"]
 
     def sample(self, eps: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """mean + std * eps, for eps ~ N(0, 1)."""
+        """Returns mean + std * eps, for eps ~ N(0, 1)."""
         return self.mean + (0.5 * self.logvar).exp() * eps
 
     def kl(self) -> Float[Tensor, " b"]:
-        """KL(q || N(0, 1)) in nats, summed over the latent of each picture (Kingma & Welling 2013, app. B)."""
+        """Returns KL(q || N(0, 1)) in nats, summed over the latent of each image (Kingma & Welling 2013, app. B)."""
         return self.kl_map().sum(dim=(1, 2, 3))
 
     def kl_map(self) -> Float[Tensor, "b c h w"]:
-        """1/2 (mean^2 + var - 1 - logvar) of every latent value, in nats and in float32."""
+        """Returns 1/2 (mean^2 + var - 1 - logvar) of every latent value, in nats and in float32."""
         mean, logvar = self.mean.float(), self.logvar.float()
         return 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
 
 
 class AutoencoderKL(Component):
-    """Pictures in [-1, 1] <-> unscaled latents, `factor` times smaller a side."""
+    """Maps images in [-1, 1] to unscaled latents, `factor` times smaller per side, and back."""
 
     Config = AutoencoderKLConfig
     diffusers_class = "AutoencoderKL"
@@ -108,30 +108,30 @@ class AutoencoderKL(Component):
         self.factor = 2 ** (len(c.block_out_channels) - 1)
 
     def encode(self, x: Float[Tensor, "b i h w"]) -> Gaussian:
-        """q(z | x)."""
+        """Returns q(z | x)."""
         height, width = x.shape[2:]
         if height % self.factor or width % self.factor:
             raise ValueError(
-                f"a picture of {width}x{height} pixels does not fit the autoencoder: "
+                f"an image of {width}x{height} pixels does not fit the autoencoder: "
                 f"both sides must be multiples of {self.factor}; resize or crop it"
             )
         mean, logvar = self.quant_conv(self.encoder(x)).chunk(2, dim=1)
         return Gaussian(mean, logvar.clamp(-30, 20))
 
     def decode(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h2 w2"]:
-        """The mean of p(x | z); not clamped to [-1, 1]."""
+        """Returns the mean of p(x | z), not clamped to [-1, 1]."""
         return self.decoder(self.post_quant_conv(z))
 
     def forward(
         self, x: Float[Tensor, "b i h w"], eps: Float[Tensor, "b c h2 w2"]
     ) -> tuple[Float[Tensor, "b o h w"], Gaussian]:
-        """Decode one sample of q(z | x): the whole of a training step's network, so that a wrapper sees one forward."""
+        """Decodes one sample of q(z | x); one forward pass for the whole training step, as DDP needs."""
         posterior = self.encode(x)
         return self.decode(posterior.sample(eps)), posterior
 
     @classmethod
     def rename_keys(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Attention that was saved as query, key, value, proj_attn, or as 1x1 convolutions."""
+        """Renames attention that was saved as query, key, value, proj_attn, and flattens 1x1 convolutions."""
         renamed = {}
         for key, tensor in state.items():
             if ".attentions." in key:

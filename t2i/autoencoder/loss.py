@@ -17,11 +17,11 @@ def autoencoder_loss(
     kind: str = "l1",
     beta: float,
 ) -> dict[str, Float[Tensor, ""]]:
-    """loss = reconstruction + beta * kl, each a mean over the pictures, in units of one pixel value.
+    """Returns loss = reconstruction + beta * kl and both terms, each a mean over the images, per pixel value.
 
-    reconstruction: |x - y| (`l1`) or (x - y)^2 (`l2`), averaged over the pixel values of a picture.
-    kl: nats, summed over the latent of a picture, divided by the number of its pixel values.
-    So beta weighs sums against sums whatever the resolution, as in Rombach et al. 2022 (theirs: 1e-6), and
+    reconstruction: |x - y| (`l1`) or (x - y)^2 (`l2`), averaged over the pixel values of an image.
+    kl: nats, summed over the latent of an image, divided by the number of its pixel values.
+    So beta weighs sums against sums at any resolution, as in Rombach et al. 2022 (theirs: 1e-6), and
     l2 with beta = 2 s^2 is the negative ELBO of a decoder N(y, s^2), times 2 s^2 and up to a constant.
     """
     if kind not in RECONSTRUCTIONS:

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from t2i import randomness
 from t2i.autoencoder.kl import AutoencoderKL
+from t2i.autoencoder.runner import VAERunner
 from t2i.data.transforms import to_float
 from t2i.evaluation.frechet import Moments, Reference, distance, merged, warn_of_few
 from t2i.evaluation.jackknife import Replicates, distances, group_by, moments_by_group
 from t2i.evaluation.reading import Read, to_uint8
-from t2i.pipeline.decode import Coder
 
 LADDER = (2.0, 4.0, 8.0, 16.0, 32.0)  # standard deviations of pixel noise, of 255
 
@@ -53,14 +53,14 @@ def coupled(sample: Float[Tensor, "n d"], real: Float[Tensor, "n d"], groups: In
     return Replicates(value(None), tuple(value(g) for g in range(len(ours))))
 
 
-def reconstructed(read: Read, vae: AutoencoderKL, coder: Coder | None = None) -> Read:
+def reconstructed(read: Read, vae: AutoencoderKL, vae_runner: VAERunner | None = None) -> Read:
     """The same pictures through the autoencoder, by the posterior's mean: no generator that it decodes does better."""
-    coder = coder or Coder()
+    vae_runner = vae_runner or VAERunner()
     device = next(vae.parameters()).device
 
     def read_back(rows: Sequence[int]) -> UInt8[Tensor, "b 3 h w"]:
-        latents = coder.encode(vae, to_float(read(rows)).to(device)).mean * vae.config.scaling_factor
-        return to_uint8(coder.decode(vae, latents))
+        latents = vae_runner.encode(vae, to_float(read(rows)).to(device)).mean * vae.config.scaling_factor
+        return to_uint8(vae_runner.decode(vae, latents))
 
     return read_back
 

@@ -221,7 +221,7 @@ def _rows(n: int, batch_size: int) -> list[list[int]]:
 
 def sample_latents(pipeline: Pipeline, pictures: Tensor, rows: list[int], seed: int) -> Float[Tensor, "b c h w"]:
     """Scaled samples of the autoencoder's posterior, as the generator is trained on."""
-    posterior = pipeline.coder.encode(pipeline.autoencoder, pictures.to(pipeline.device))
+    posterior = pipeline.vae_runner.encode(pipeline.autoencoder, pictures.to(pipeline.device))
     shape = posterior.mean.shape[1:]
     eps = torch.stack([randomness.normal(shape, seed, "bound", i, "latent") for i in rows])
     return posterior.sample(eps.to(pipeline.device)) * pipeline.autoencoder.config.scaling_factor

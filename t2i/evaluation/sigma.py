@@ -24,10 +24,10 @@ from t2i.diffusion import ddim, ddpm
 from t2i.diffusion.guidance import guided
 from t2i.diffusion.prediction import Prediction, to_prediction
 from t2i.diffusion.schedule import Level
+from t2i.errors import check_finite
 from t2i.evaluation.bound import around, latent_bound, sample_latents
 from t2i.generator.prepared import remember_text
 from t2i.pipeline import Pipeline, Request
-from t2i.pipeline.decode import check_finite
 from t2i.pipeline.job import Job
 from t2i.progress import progress
 

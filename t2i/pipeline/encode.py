@@ -9,8 +9,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from t2i.conditioning import Conditioning
+from t2i.errors import check_finite
 from t2i.pipeline import request as ask
-from t2i.pipeline.decode import check_finite
 from t2i.pipeline.noise import slerp
 from t2i.pipeline.request import Request
 from t2i.text.base import TextEncoder

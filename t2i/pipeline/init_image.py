@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from t2i.autoencoder.kl import AutoencoderKL, Gaussian
+from t2i.autoencoder.runner import VAERunner
 from t2i.data.transforms import crop, to_float
 from t2i.diffusion.schedule import Level
 from t2i.generator.latent_diffusion import LatentDiffusion
-from t2i.pipeline.decode import Coder
 from t2i.pipeline.noise import IMAGE, MASKED, START, Drawn
 from t2i.pipeline.request import Request
 
@@ -96,7 +96,7 @@ def plan(request: Request, steps: int, walk: int, joined: bool) -> Plan:
 
 
 def prepare_init(
-    request: Request, begin: Plan, size: tuple[int, int], vae: AutoencoderKL, coder: Coder, joined: bool
+    request: Request, begin: Plan, size: tuple[int, int], vae: AutoencoderKL, vae_runner: VAERunner, joined: bool
 ) -> Init | None:
     """Encode the picture (and what the mask keeps of it) once, for a request of `size` = (height, width) pixels."""
     if begin.strength is None:
@@ -107,8 +107,8 @@ def prepare_init(
     if request.mask is not None:
         full = mask_pixels(request.mask, _size_of(request.image), size)
         mask = F.interpolate(full, size=(size[0] // vae.factor, size[1] // vae.factor))
-        masked = coder.encode(vae, (pixels * (1 - full)).to(device)) if joined else None
-    image = coder.encode(vae, pixels.to(device)) if IMAGE in begin.order else None
+        masked = vae_runner.encode(vae, (pixels * (1 - full)).to(device)) if joined else None
+    image = vae_runner.encode(vae, pixels.to(device)) if IMAGE in begin.order else None
     pure = mask is not None and begin.strength == 1
     return Init(image, masked, mask, joined, pure, vae.config.scaling_factor)
 

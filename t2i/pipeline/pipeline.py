@@ -12,17 +12,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from t2i.autoencoder.kl import AutoencoderKL
+from t2i.autoencoder.runner import VAERunner
 from t2i.autoencoder.tiles import check_tile
 from t2i.data.transforms import to_pixels
 from t2i.diffusion.guidance import Guidance
 from t2i.diffusion.schedule import Level
 from t2i.diffusion.solvers import parse_solver
+from t2i.errors import check_finite
 from t2i.generator.latent_diffusion import LatentDiffusion
 from t2i.generator.scheduler_config import SchedulerConfig
 from t2i.nn.layout import lay_out
 from t2i.nn.lora import refuse_carried
 from t2i.pipeline import request as ask
-from t2i.pipeline.decode import Coder, check_finite
 from t2i.pipeline.encode import encode, texts_of
 from t2i.pipeline.folder import Defaults, Parts, check_fit, load, save
 from t2i.pipeline.init_image import joined_generator, plan, prepare_init
@@ -65,7 +66,10 @@ class Pipeline:
         check_fit(text_encoder, generator.unet, autoencoder)
         self.text_encoder, self.generator, self.autoencoder = text_encoder, generator, autoencoder
         self.scheduler, self.defaults = scheduler, defaults or Defaults(solver=scheduler.solver)
-        self.coder, self.report = Coder(), report  # what of the files was ignored, inferred or chosen, a line each
+        self.vae_runner, self.report = (
+            VAERunner(),
+            report,
+        )  # what of the files was ignored, inferred or chosen, a line each
         # A U-Net for inpainting reads the mask and the kept part's latents beside its own.
         self.joined = generator.unet.config.in_channels != autoencoder.config.latent_channels
 
@@ -99,11 +103,11 @@ class Pipeline:
 
     def enable_vae_tiling(self, pixels: int = 512) -> None:
         """Decode and encode by overlapping tiles of `pixels` a side: less memory, and seams that are blended."""
-        self.coder.tile = check_tile(self.autoencoder, pixels)
+        self.vae_runner.tile = check_tile(self.autoencoder, pixels)
 
     def enable_vae_slicing(self) -> None:
         """Decode and encode one picture at a time."""
-        self.coder.sliced = True
+        self.vae_runner.sliced = True
 
     @property
     def device(self) -> torch.device:
@@ -203,7 +207,7 @@ class Pipeline:
         request = found.request
         texts = encode(self.text_encoder, found.prompts, found.negatives, request)
         size = (found.height, found.width)
-        init = prepare_init(request, found.begin, size, self.autoencoder, self.coder, self.joined)
+        init = prepare_init(request, found.begin, size, self.autoencoder, self.vae_runner, self.joined)
         return Job(**vars(found), texts=texts, init=init)
 
     def default_size(self) -> tuple[int, int] | None:
@@ -272,7 +276,7 @@ class Pipeline:
 
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         """Scaled latents -> pictures in [-1, 1] (not clamped), in float32."""
-        return self.coder.decode(self.autoencoder, latents)
+        return self.vae_runner.decode(self.autoencoder, latents)
 
     def preview(self, latents: Float[Tensor, "b c h w"]) -> list[Image.Image]:
         """Small pictures of latents, at any step and without the decoder; fits the map where the model has none."""

@@ -108,7 +108,7 @@ def test_a_vae_that_overflows_in_half_precision_is_run_again(retry):
     pipeline = overflowing()
     expected = pipeline.decode(noise(0))
     pipeline.autoencoder.to(torch.float16)
-    pipeline.coder.retry = retry
+    pipeline.vae_runner.retry = retry
     with pytest.warns(UserWarning, match=f"overflows in float16: it runs in {str(retry)[6:]}"):
         found = pipeline.decode(noise(0))
     assert apart(found, expected) < 0.1

@@ -1,4 +1,4 @@
-"""The two halves of the autoencoder (Rombach et al. 2022, app. G): convolutional pyramids with one attention block."""
+"""The encoder and the decoder of the VAE (Rombach et al. 2022, app. G): convolutions and one attention block."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from t2i.nn.resnet import Downsample, ResnetBlock, Upsample
 EPS = 1e-6
 
 
-class Level(nn.Module):
+class Stage(nn.Module):
     """Residual blocks, then the change of resolution, if any."""
 
     def __init__(
@@ -32,7 +32,7 @@ class Level(nn.Module):
 
 
 class Middle(nn.Module):
-    """Residual block, attention over the pixels (unless left out), residual block."""
+    """Residual block, attention over the pixels (optional), residual block."""
 
     def __init__(self, channels: int, groups: int, attention: bool):
         super().__init__()
@@ -50,7 +50,7 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Picture -> the stacked mean and log variance of its latent, 2^(levels - 1) times smaller a side."""
+    """Maps an image to the stacked mean and log variance of its latent, 2^(stages - 1) times smaller per side."""
 
     def __init__(
         self, in_channels: int, out_channels: int, widths: tuple[int, ...], layers: int, groups: int, attention: bool
@@ -58,7 +58,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
-            Level(widths[max(i - 1, 0)], width, layers, groups, down=i < len(widths) - 1)
+            Stage(widths[max(i - 1, 0)], width, layers, groups, down=i < len(widths) - 1)
             for i, width in enumerate(widths)
         )
         self.mid_block = Middle(widths[-1], groups, attention)
@@ -73,7 +73,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent -> picture: the encoder's pyramid upside down, with one more residual block a level."""
+    """Maps a latent to an image: the encoder's stages in reverse, with one more residual block per stage."""
 
     def __init__(
         self, in_channels: int, out_channels: int, widths: tuple[int, ...], layers: int, groups: int, attention: bool
@@ -83,7 +83,7 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.mid_block = Middle(widths[0], groups, attention)
         self.up_blocks = nn.ModuleList(
-            Level(widths[max(i - 1, 0)], width, layers + 1, groups, up=i < len(widths) - 1)
+            Stage(widths[max(i - 1, 0)], width, layers + 1, groups, up=i < len(widths) - 1)
             for i, width in enumerate(widths)
         )
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
