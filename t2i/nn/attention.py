@@ -17,11 +17,11 @@ def _sdpa(
     v: Float[Tensor, "b m heads d"],
     mask: Bool[Tensor, "b m"] | None,
 ) -> Float[Tensor, "b n heads d"]:
-    """softmax(q k^T / sqrt(d)) v over the keys where `mask` is True (Vaswani et al. 2017, eq. 1), by torch."""
+    """Returns softmax(q k^T / sqrt(d)) v over the keys where `mask` is True (Vaswani et al. 2017, eq. 1), by torch."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     keys = None if mask is None else mask[:, None, None, :]
     if q.requires_grad and q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        # torch's backward of this kernel takes 5 times as long in bfloat16 on a CPU as the same in float32.
+        # torch's backward pass of this kernel takes 5 times as long in bfloat16 on a CPU as in float32.
         with torch.autocast("cpu", enabled=False):
             out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=keys).to(q.dtype)
     else:
@@ -35,12 +35,12 @@ def _xformers(
     v: Float[Tensor, "b m heads d"],
     mask: Bool[Tensor, "b m"] | None,
 ) -> Float[Tensor, "b n heads d"]:
-    """The same by xformers' memory-efficient kernel."""
+    """Returns the same by xformers' memory-efficient kernel."""
     attention = importlib.import_module("xformers.ops").memory_efficient_attention
     if mask is None:
         return attention(q, k, v)
     (b, n, heads, _), m = q.shape, k.shape[1]
-    # The kernel reads the bias in rows of 8: allocate whole rows and hand over a slice.
+    # The kernel reads the bias in rows of 8: allocate whole rows and pass a slice.
     bias = q.new_zeros(b, 1, 1, (m + 7) // 8 * 8)[..., :m].masked_fill_(~mask[:, None, None, :], float("-inf"))
     return attention(q, k, v, attn_bias=bias.expand(b, heads, n, m))
 
@@ -90,7 +90,7 @@ class PixelAttention(Attention):
         self.group_norm = nn.GroupNorm(groups, channels, eps)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return x + to_picture(super().forward(to_tokens(self.group_norm(x))), x)
+        return x + to_pixels(super().forward(to_tokens(self.group_norm(x))), x)
 
 
 class GEGLU(nn.Module):
@@ -106,7 +106,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU of four times the width, then back."""
+    """GEGLU of four times the width, then a projection back."""
 
     def __init__(self, dim: int, *, dropout: float = 0.0):
         super().__init__()
@@ -169,30 +169,30 @@ class SpatialTransformer(nn.Module):
         tokens = self.proj_in(to_tokens(h)) if self.linear else to_tokens(self.proj_in(h))
         for block in self.transformer_blocks:
             tokens = block(tokens, context, mask)
-        return x + (to_picture(self.proj_out(tokens), x) if self.linear else self.proj_out(to_picture(tokens, x)))
+        return x + (to_pixels(self.proj_out(tokens), x) if self.linear else self.proj_out(to_pixels(tokens, x)))
 
 
 def to_tokens(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
-    """Pixels row by row as tokens: a view where `x` is channels_last, else the one copy that all later layers share."""
+    """Returns the pixels row by row as tokens: a view if `x` is channels_last, else one copy for all later layers."""
     return x.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
 
 
-def to_picture(tokens: Float[Tensor, "b n c"], like: Float[Tensor, "b k h w"]) -> Float[Tensor, "b c h w"]:
-    """The inverse of `to_tokens`, always a view: the result is channels_last."""
+def to_pixels(tokens: Float[Tensor, "b n c"], like: Float[Tensor, "b k h w"]) -> Float[Tensor, "b c h w"]:
+    """Inverts `to_tokens`; always a view, so the result is channels_last."""
     return tokens.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
 
 
 def set_attention_backend(module: nn.Module, name: str, dtype: torch.dtype | None = None) -> None:
-    """Let every `Attention` in `module` run on `name`, after one random block per head size has agreed with sdpa.
+    """Sets the backend of every `Attention` in `module` to `name`, after checking it against sdpa on random blocks.
 
-    `dtype` is what the network computes in, where that is not the dtype of its weights (autocast).
+    `dtype` is the dtype of the computation if it differs from that of the weights (autocast).
     """
     if name not in BACKENDS:
         raise ValueError(f"attention backend {name!r} is unknown; choose one of {', '.join(BACKENDS)}")
     layers = [layer for layer in module.modules() if isinstance(layer, Attention)]
     if name != "sdpa":
         if not layers:
-            raise ValueError(f"attention backend {name!r}: {type(module).__name__} has no layer to use it; choose sdpa")
+            raise ValueError(f"attention backend {name!r}: {type(module).__name__} has no attention layer; choose sdpa")
         for head_dim in sorted({layer.head_dim for layer in layers}):
             weight = next(layer for layer in layers if layer.head_dim == head_dim).to_q.weight
             _check_backend(name, head_dim, weight.device, dtype or weight.dtype)
@@ -201,7 +201,7 @@ def set_attention_backend(module: nn.Module, name: str, dtype: torch.dtype | Non
 
 
 def _check_backend(name: str, head_dim: int, device: torch.device, dtype: torch.dtype) -> None:
-    """Compare output and gradients with sdpa, with and without a mask: kernels have been wrong in one of them only."""
+    """Raises ValueError if outputs or gradients, with or without a mask, differ from sdpa's."""
     rng = torch.Generator().manual_seed(0)
     block = torch.randn(3, 2, 21, 2, head_dim, generator=rng).to(device, dtype)
     mask = torch.arange(21, device=device) < torch.tensor([[21], [13]], device=device)
@@ -214,10 +214,10 @@ def _check_backend(name: str, head_dim: int, device: torch.device, dtype: torch.
                 f"attention backend {name!r} does not run on {device} in {dtype} with head size {head_dim} "
                 f"({type(error).__name__}: {error}); choose sdpa, or install a build of {name} that fits"
             ) from error
-        apart = (ours - reference).abs().max() / reference.abs().max()
-        if not apart <= tolerance:  # also when NaN
+        difference = (ours - reference).abs().max() / reference.abs().max()
+        if not difference <= tolerance:  # also when NaN
             raise ValueError(
-                f"attention backend {name!r} differs from sdpa by {apart:.1e} of the largest value (allowed "
+                f"attention backend {name!r} differs from sdpa by {difference:.1e} of the largest value (allowed "
                 f"{tolerance:.1e}) on {device} in {dtype} with head size {head_dim}; choose sdpa"
             )
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 def sinusoid(
     t: Num[Tensor, " b"], dim: int, flip_sin_to_cos: bool = False, freq_shift: float | int = 0
 ) -> Float[Tensor, "b {dim}"]:
-    """[sin(t w_i), cos(t w_i)], w_i = 10000^(-i / (dim/2 - freq_shift)), in float32 (Vaswani et al. 2017, 3.5)."""
+    """Returns [sin(t w_i), cos(t w_i)], w_i = 10000^(-i / (dim/2 - freq_shift)) in float32 (1706.03762, 3.5)."""
     half = dim // 2
-    # In bfloat16 the neighbours 999 and 1000 would be one number.
+    # In bfloat16 999 and 1000 would be the same number.
     exponent = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - freq_shift)
     angle = t.float()[:, None] * exponent.exp()
     pair = (angle.cos(), angle.sin()) if flip_sin_to_cos else (angle.sin(), angle.cos())

@@ -1,10 +1,10 @@
-"""Residual blocks and changes of resolution."""
+"""Residual blocks, downsampling and upsampling."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from t2i.nn.layout import laid_out
+from t2i.nn.memory_format import match_memory_format
 
 
 class ResnetBlock(nn.Module):
@@ -34,17 +34,17 @@ class ResnetBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "b i h w"], temb: Float[Tensor, "b t"] | None = None
     ) -> Float[Tensor, "b o h w"]:
-        h = self.conv1(laid_out(F.silu(self.norm1(x)), self.conv1.weight))
+        h = self.conv1(match_memory_format(F.silu(self.norm1(x)), self.conv1.weight))
         if self.time_emb_proj is not None:
             assert temb is not None
             h = h + self.time_emb_proj(F.silu(temb))[:, :, None, None]
-        h = self.conv2(laid_out(self.dropout(F.silu(self.norm2(h))), self.conv2.weight))
+        h = self.conv2(match_memory_format(self.dropout(F.silu(self.norm2(h))), self.conv2.weight))
         h = (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
         return h if self.output_scale == 1 else h / self.output_scale
 
 
 class Downsample(nn.Module):
-    """A 3x3 convolution of stride 2; `padding` 1 on every side, or 0 = one row below and one column to the right."""
+    """A 3x3 convolution of stride 2; `padding` is 1 on all sides, or 0: one row below and one column to the right."""
 
     def __init__(self, channels: int, *, padding: int):
         super().__init__()
@@ -57,7 +57,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest neighbour to twice the side (or to `size`), then a 3x3 convolution."""
+    """Nearest-neighbour upsampling by 2 (or to `size`), then a 3x3 convolution."""
 
     def __init__(self, channels: int):
         super().__init__()

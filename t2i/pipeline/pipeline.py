@@ -21,8 +21,8 @@ from t2i.diffusion.solvers import parse_solver
 from t2i.errors import check_finite
 from t2i.generator.latent_diffusion import LatentDiffusion
 from t2i.generator.scheduler_config import SchedulerConfig
-from t2i.nn.layout import lay_out
-from t2i.nn.lora import refuse_carried
+from t2i.nn.lora import check_no_lora
+from t2i.nn.memory_format import set_memory_format
 from t2i.pipeline import request as ask
 from t2i.pipeline.encode import encode, texts_of
 from t2i.pipeline.folder import Defaults, Parts, check_fit, load, save
@@ -66,10 +66,8 @@ class Pipeline:
         check_fit(text_encoder, generator.unet, autoencoder)
         self.text_encoder, self.generator, self.autoencoder = text_encoder, generator, autoencoder
         self.scheduler, self.defaults = scheduler, defaults or Defaults(solver=scheduler.solver)
-        self.vae_runner, self.report = (
-            VAERunner(),
-            report,
-        )  # what of the files was ignored, inferred or chosen, a line each
+        self.vae_runner = VAERunner()
+        self.report = report  # what of the files was ignored, inferred or chosen, a line each
         # A U-Net for inpainting reads the mask and the kept part's latents beside its own.
         self.joined = generator.unet.config.in_channels != autoencoder.config.latent_channels
 
@@ -88,7 +86,7 @@ class Pipeline:
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a folder that `from_pretrained` and stock diffusers load, weights in `dtype` if given."""
         for network in (self.generator.unet, self.text_encoder.tower):
-            refuse_carried(network, "merge it into the weights, or take it off, before they are saved")
+            check_no_lora(network, "merge it into the weights, or take it off, before they are saved")
         save(Parts(self.text_encoder, self.generator, self.autoencoder, self.scheduler, self.defaults), folder, dtype)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
@@ -219,7 +217,7 @@ class Pipeline:
 
     def run(self, job: Job, output_type: str = "pil", callback: StepEnd | None = None) -> Iterator[Any]:
         """The pictures, a batch at a time."""
-        lay_out(self.generator.unet, job.height * job.width // self.autoencoder.factor**2)
+        set_memory_format(self.generator.unet, job.height * job.width // self.autoencoder.factor**2)
         for first, last in job.batches:
             latents = self._sample(job, first, last, callback)
             if output_type == "latent":

@@ -12,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 from t2i.component import check_keys, few_tensors
 from t2i.conditioning import Conditioning
 from t2i.files import read_json
-from t2i.nn.lora import refuse_carried
+from t2i.nn.lora import check_no_lora
 from t2i.text.base import TextEncoder, find_folders, make_config, read_tensors, split_ignored
 from t2i.text.tokenizer import load_tokenizer, token_id
 
@@ -93,7 +93,7 @@ class CLIPTextEncoder(TextEncoder):
             return self
         if not 1 <= n <= layers:
             raise ValueError(f"clip skip = {n}: the text encoder has {layers} layers; allowed are 1 (none) to {layers}")
-        refuse_carried(self.tower, "clip skip needs an encoder without one; merge the LoRA, or leave clip skip out")
+        check_no_lora(self.tower, "clip skip needs an encoder without one; merge the LoRA, or leave clip skip out")
         config = copy.deepcopy(self.config)
         state = shallow(config, self.named_tensors(), layers - n + 1)
         return self.build(config, state, copy.deepcopy(self.tokenizer), "clip skip", self.max_tokens)

@@ -98,6 +98,6 @@ def test_sdpa_is_the_closed_form():
 
 
 def test_a_backend_that_nothing_would_use_is_refused():
-    with pytest.raises(ValueError, match="'xformers': Linear has no layer to use it; choose sdpa"):
+    with pytest.raises(ValueError, match="'xformers': Linear has no attention layer; choose sdpa"):
         set_attention_backend(torch.nn.Linear(2, 2), "xformers")
     set_attention_backend(torch.nn.Linear(2, 2), "sdpa")

@@ -18,7 +18,7 @@ from t2i.nn.attention import (
     PixelAttention,
     SpatialTransformer,
     TransformerBlock,
-    to_picture,
+    to_pixels,
     to_tokens,
 )
 from t2i.nn.embeddings import TimestepEmbedding, sinusoid
@@ -145,9 +145,9 @@ def test_spatial_transformer(linear, layout):
 def test_tokens_are_pixels_row_by_row_and_a_view_of_channels_last():
     x = torch.randn(2, 3, 4, 5)
     assert torch.equal(to_tokens(x)[1, 2 * 5 + 3], x[1, :, 2, 3])
-    assert torch.equal(to_picture(to_tokens(x), x), x)
+    assert torch.equal(to_pixels(to_tokens(x), x), x)
     x = x.to(memory_format=torch.channels_last)
-    assert to_picture(to_tokens(x), x).data_ptr() == x.data_ptr()
+    assert to_pixels(to_tokens(x), x).data_ptr() == x.data_ptr()
 
 
 @pytest.mark.parametrize("dim", [32, 33])
