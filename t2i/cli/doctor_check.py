@@ -1,4 +1,4 @@
-"""What `t2i doctor` finds, a check at a time."""
+"""The result of one check of `t2i doctor`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ OK, NOTE, BAD = "ok", "note", "bad"
 
 @dataclass(frozen=True)
 class Check:
-    """One finding; `way_out` is what to do about a bad one."""
+    """The result of a check; `way_out` is the remedy if it failed."""
 
     name: str
     status: str
@@ -20,10 +20,10 @@ Checks = Iterator[Check]
 
 
 def cause_of(error: Exception) -> str:
-    """An error's class and first line."""
+    """Returns an error's class and the first line of its message."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def size(count: int) -> str:
-    """Bytes for people."""
+    """Formats a number of bytes in MB or GB."""
     return f"{count / 1e9:.1f} GB" if count >= 10**8 else f"{count / 1e6:.1f} MB"

@@ -1,4 +1,4 @@
-"""The checks of `t2i doctor` that compute: processor, devices, dtypes, attention, the shipped model."""
+"""The checks of `t2i doctor` that need torch: processor, devices, dtypes, attention, the shipped model."""
 
 import os
 import platform
@@ -14,57 +14,57 @@ from t2i.cli.doctor_check import BAD, NOTE, OK, Check, Checks, cause_of, size
 from t2i.cli.generate_options import SHIPPED, find_model
 from t2i.nn.attention import BACKENDS, Attention, set_attention_backend
 
-HEAD_SIZES = (40, 64, 80, 160)  # of Stable Diffusion 1 and 2, and of our own networks
+HEAD_SIZES = (40, 64, 80, 160)  # of Stable Diffusion 1 and 2, and of t2i's networks
 LEAST_EPS = 2**-10  # float32 may compute in TF32
 
 
 def check_processor() -> Checks:
-    """Cores, and the threads that torch takes."""
+    """Compares the number of cores with torch's number of threads."""
     threads = torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    text = f"cores for this process: {cores}, threads that torch takes: {threads}"
+    text = f"cores for this process: {cores}, torch threads: {threads}"
     if threads > cores:
-        yield Check("threads", NOTE, text + "; too many are slow", f"set OMP_NUM_THREADS={cores}")
+        yield Check("threads", NOTE, text + "; more threads than cores are slow", f"set OMP_NUM_THREADS={cores}")
     else:
         yield Check("threads", OK, text)
 
 
 def devices() -> list[torch.device]:
-    """The devices that torch sees."""
-    found = [torch.device("cpu")]
-    found += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-    return found + ([torch.device("mps")] if torch.backends.mps.is_available() else [])
+    """Returns the devices that torch can use."""
+    available = [torch.device("cpu")]
+    available += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    return available + ([torch.device("mps")] if torch.backends.mps.is_available() else [])
 
 
 def check_device(device: torch.device, attention: str) -> Checks:
-    """A device's memory, the dtypes that it computes in, and the attention backends, of which `attention` must work."""
+    """Checks a device's memory, dtypes and attention backends, of which `attention` must work."""
     name = str(device)
     if device.type == "cuda":
         try:
             free, total = torch.cuda.mem_get_info(device)
         except RuntimeError as error:
-            yield Check(name, BAD, f"cannot be used ({cause_of(error)})", "give --device cpu, or see `nvidia-smi`")
+            yield Check(name, BAD, f"cannot be used ({cause_of(error)})", "use --device cpu, or see `nvidia-smi`")
             return
         yield Check(name, OK, f"{torch.cuda.get_device_name(device)}, {size(free)} of {size(total)} free")
     elif device.type == "cpu":
         yield Check(name, OK, f"{platform.processor() or platform.machine()}{_memory()}")
         if torch.version.cuda and not torch.cuda.is_available():
             text = f"this torch is built for CUDA {torch.version.cuda} and sees no GPU"
-            yield Check("cuda", NOTE, text, "nothing to do without a GPU; with one, see what `nvidia-smi` says")
+            yield Check("cuda", NOTE, text, "no action needed without a GPU; with one, see `nvidia-smi`")
     else:
-        yield Check(name, OK, "found")
+        yield Check(name, OK, "available")
     works = [dtype for dtype in (torch.float32, torch.bfloat16, torch.float16) if computes(device, dtype)]
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     missing = [short for dtype, short in names.items() if dtype not in works]
     text = f"{', '.join(names[dtype] for dtype in works) or 'none'} work in a matrix product and a convolution"
     status = BAD if "fp32" in missing else NOTE if missing else OK
-    way_out = f"--dtype {' and '.join(missing)} will not work on {name}" if missing else ""
+    way_out = f"--dtype {' and '.join(missing)} does not work on {name}" if missing else ""
     yield Check(f"{name}, dtypes", status, text, way_out)
     yield from check_attention(device, works, attention)
 
 
 def _memory() -> str:
-    """What is left of the machine's memory, where the system tells."""
+    """Returns the machine's free and total memory as text; empty where /proc/meminfo is missing."""
     path = Path("/proc/meminfo")
     if not path.is_file():
         return ""
@@ -73,7 +73,7 @@ def _memory() -> str:
 
 
 def computes(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a product and a convolution come out as in float64 on the CPU."""
+    """Returns True if a matrix product and a convolution agree with float64 on the CPU."""
     rng = torch.Generator().manual_seed(0)
     a, b = (torch.randn(2, 8, 32, 32, generator=rng).to(dtype) for _ in range(2))
     kernel = (torch.randn(16, 8, 3, 3, generator=rng) / 9).to(dtype)
@@ -83,17 +83,17 @@ def computes(device: torch.device, dtype: torch.dtype) -> bool:
     )
     try:
         for operation in operations:
-            found = operation(*(x.to(device) for x in (a, b, kernel))).cpu().double()
-            wanted = operation(a.double(), b.double(), kernel.double())
-            if not (found - wanted).abs().max() <= 8 * max(torch.finfo(dtype).eps, LEAST_EPS) * wanted.abs().max():
+            output = operation(*(x.to(device) for x in (a, b, kernel))).cpu().double()
+            exact = operation(a.double(), b.double(), kernel.double())
+            if not (output - exact).abs().max() <= 8 * max(torch.finfo(dtype).eps, LEAST_EPS) * exact.abs().max():
                 return False
     except (RuntimeError, NotImplementedError):
         return False
     return True
 
 
-def check_attention(device: torch.device, dtypes: list[torch.dtype], asked: str) -> Checks:
-    """Every backend, forward and backward, on random blocks of the head sizes in use; against sdpa as at its use."""
+def check_attention(device: torch.device, dtypes: list[torch.dtype], required: str) -> Checks:
+    """Checks every backend, forward and backward, on random blocks of the usual head sizes."""
     layers = nn.ModuleList(Attention(2 * d, heads=2, head_dim=d) for d in HEAD_SIZES)
     for backend in BACKENDS:
         works, causes = [], {}
@@ -107,37 +107,37 @@ def check_attention(device: torch.device, dtypes: list[torch.dtype], asked: str)
         name = f"{device}, attention {backend}"
         if works:
             yield Check(name, OK, f"works in {', '.join(works)} at head sizes {', '.join(map(str, HEAD_SIZES))}")
-        bad = backend == "sdpa" or (backend == asked and not works)
+        bad = backend == "sdpa" or (backend == required and not works)
         for cause in list(causes)[: 1 if not works else None]:
             yield Check(name, BAD if bad else NOTE, cause)
 
 
 def _compare(backend: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse a backend that differs from softmax(q k^T / sqrt(d)) v written out, in float64."""
+    """Raises ValueError if a backend differs from softmax(q k^T / sqrt(d)) v in float64."""
     for head_size in HEAD_SIZES:
         rng = torch.Generator().manual_seed(0)
         q, k, v = (torch.randn(2, 21, 2, head_size, generator=rng).to(dtype) for _ in range(3))
-        found = BACKENDS[backend](q.to(device), k.to(device), v.to(device), None).cpu().double()
+        output = BACKENDS[backend](q.to(device), k.to(device), v.to(device), None).cpu().double()
         scores = torch.einsum("bnhd,bmhd->bhnm", q.double(), k.double()) / head_size**0.5
-        wanted = torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v.double())
-        apart = (found - wanted).abs().max() / wanted.abs().max()
-        if not apart <= 8 * max(torch.finfo(dtype).eps, LEAST_EPS):
-            raise ValueError(f"{backend} is {apart:.1e} off in {dtype} at head size {head_size}")
+        exact = torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v.double())
+        error = (output - exact).abs().max() / exact.abs().max()
+        if not error <= 8 * max(torch.finfo(dtype).eps, LEAST_EPS):
+            raise ValueError(f"{backend} has a relative error of {error:.1e} in {dtype} at head size {head_size}")
 
 
 def check_shipped() -> Checks:
-    """The model that `t2i generate` takes by default, read whole."""
+    """Loads the default model of `t2i generate`."""
     try:
         folder = find_model(None)
     except ValueError as error:
-        yield Check("shipped model", NOTE, str(error).split(";")[0], "give -m FOLDER with every command")
+        yield Check("shipped model", NOTE, str(error).split(";")[0], "use -m FOLDER with every command")
         return
     try:
-        from t2i.pipeline import Pipeline  # which needs packages that may be broken
+        from t2i.pipeline import Pipeline  # its imports may be broken
 
         pipeline = Pipeline.from_pretrained(folder)
     except Exception as error:
-        yield Check("shipped model", BAD, f"{folder} cannot be read ({cause_of(error)})", f"fetch {SHIPPED} again")
+        yield Check("shipped model", BAD, f"{folder} cannot be loaded ({cause_of(error)})", f"fetch {SHIPPED} again")
         return
     weights = sum(weight.numel() for weight in pipeline.generator.unet.parameters())
-    yield Check("shipped model", OK, f"{folder}, a U-Net of {weights / 1e6:.1f} million weights")
+    yield Check("shipped model", OK, f"{folder}, a U-Net of {weights / 1e6:.1f} million parameters")

@@ -1,1 +1,1 @@
-"""Noise schedules, prediction kinds and samplers, one paper a file (torch and the standard library, no nn.Module)."""
+"""Noise schedules, prediction types and samplers, one paper per file (torch and the standard library, no nn.Module)."""

@@ -18,7 +18,7 @@ def sample(
     noise: Sequence[Tensor] = (),
     eta: float = 0.0,
 ) -> Iterator[Tensor]:
-    """Equation 12 with the sigma of eq. 16, yielding x after each step; `noise` holds one tensor a step if eta > 0."""
+    """Yields x after each step of eq. 12 with the sigma of eq. 16; `noise` holds one tensor per step if eta > 0."""
     if not 0 <= eta <= 1:
         raise ValueError(f"eta = {eta} is not in 0..1 (0: deterministic, 1: as noisy as DDPM)")
     for i, (t, s) in enumerate(pairwise(levels)):

@@ -19,14 +19,14 @@ def q_sample(
     sigma: Float[Tensor, "b *_"] | float,
     eps: Float[Tensor, "b *d"],
 ) -> Float[Tensor, "b *d"]:
-    """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (eq. 4)."""
+    """Returns x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (eq. 4)."""
     return alpha * x0 + sigma * eps
 
 
 def posterior(
     x0: Float[Tensor, "b *d"], x: Float[Tensor, "b *d"], t: Level, s: Level
 ) -> tuple[Float[Tensor, "b *d"], float]:
-    """Mean and variance of q(x_s | x_t, x_0), s < t (eq. 6 and 7, with alpha_bar_t / alpha_bar_s for alpha_t)."""
+    """Returns mean and variance of q(x_s | x_t, x_0), s < t (eq. 6, 7 with alpha_bar_t / alpha_bar_s for alpha_t)."""
     alpha_ts = (t.alpha / s.alpha) ** 2
     beta_ts = 1 - alpha_ts
     mean = (math.sqrt(alpha_ts) * s.sigma**2 * x + s.alpha * beta_ts * x0) / t.sigma**2
@@ -41,7 +41,7 @@ def training_loss(
     eps: Float[Tensor, "b *d"],
     kind: str,
 ) -> Float[Tensor, "b"]:
-    """Algorithm 1, lines 2-5, a loss per sample: || target - network(x_t, t) ||^2 per element, t in 1..T."""
+    """Algorithm 1, lines 2-5, with a loss per sample: || target - network(x_t, t) ||^2 per element, t in 1..T."""
     alpha, sigma = schedule.at(t, x0)
     x_t = q_sample(x0, alpha, sigma, eps)
     return (target(x0, eps, alpha, sigma, kind) - network(x_t, t)).square().flatten(1).mean(1)
@@ -54,7 +54,7 @@ def sample(
     noise: Sequence[Tensor],
     variance: str = "beta_tilde",
 ) -> Iterator[Tensor]:
-    """Algorithm 2, yielding x after each step; `noise` holds z for every step but the last, where z = 0."""
+    """Yields x after each step of Algorithm 2; `noise` holds z for every step but the last, where z = 0."""
     if variance not in VARIANCES:
         raise ValueError(f"variance = {variance!r} is unknown: choose one of {', '.join(VARIANCES)}")
     for (t, s), z in zip(pairwise(levels), [*noise[: len(levels) - 2], 0.0], strict=True):

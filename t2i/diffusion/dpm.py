@@ -18,7 +18,7 @@ def sample_2m(
     levels: Sequence[Level],
     noise: Sequence[Tensor] = (),
 ) -> Iterator[Tensor]:
-    """DPM-Solver++(2M) (Algorithm 2), yielding x after each step; the first and the last step are of first order."""
+    """Yields x after each step of DPM-Solver++(2M) (Algorithm 2); the first and the last step are of first order."""
     assert not noise, "DPM-Solver++(2M) is deterministic"
     n = len(levels) - 1
     lambdas = [level.half_log_snr for level in levels]
@@ -28,7 +28,7 @@ def sample_2m(
         h = lambdas[i + 1] - lambdas[i]
         x0, _ = predict(x, t)
         D = x0
-        # The last step may end in lambda = inf, where extrapolating over h means nothing.
+        # The last step may end in lambda = inf, where an extrapolation over h is undefined.
         if previous is not None and i < n - 1:
             h_previous = lambdas[i] - lambdas[i - 1]
             D = x0 + h / (2 * h_previous) * (x0 - previous)
@@ -43,7 +43,7 @@ def sample_2m_sde(
     levels: Sequence[Level],
     noise: Sequence[Tensor],
 ) -> Iterator[Tensor]:
-    """SDE-DPM-Solver++(2M) , yielding x after each step; `noise` holds a tensor a step, the last one unused."""
+    """Yields x after each step of SDE-DPM-Solver++(2M); `noise` holds one tensor per step, the last one unused."""
     n = len(levels) - 1
     lambdas = [level.half_log_snr for level in levels]
     previous = None
@@ -66,10 +66,10 @@ def sample_2s_ancestral(
     levels: Sequence[Level],
     noise: Sequence[Tensor],
 ) -> Iterator[Tensor]:
-    """DPM-Solver++(2S) (Algorithm 1, r = 1/2) to the ancestral level below s, then noise; yields x after each step.
+    """Yields x after each step of DPM-Solver++(2S) (Algorithm 1, r = 1/2) to the ancestral level below s, then noise.
 
-    The level below has sigma / alpha = s^2 / t, so that half the way to it in lambda is s itself. `noise` holds z for
-    every step but the last, which ends in x_0.
+    The level below has sigma / alpha = s^2 / t, so that its midpoint in lambda is s itself. `noise` holds z for every
+    step but the last, which ends in x_0.
     """
     for (t, s), z in zip(pairwise(levels), [*noise[: len(levels) - 2], 0.0], strict=True):
         down, up = ancestral(t, s)

@@ -1,4 +1,4 @@
-"""Euler's method, plain and ancestral, as k-diffusion has them (Karras et al. 2022, 2206.00364; Song et al. 2020)."""
+"""Euler's method, deterministic and ancestral, as in k-diffusion (Karras et al. 2022, 2206.00364; Song et al. 2020)."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ from t2i.diffusion.schedule import Level
 
 
 def step(prediction: Prediction, s: Level) -> Float[Tensor, "b *d"]:
-    """alpha_s x_0 + sigma_s eps: to level s along d(x / alpha) / d(sigma / alpha) = eps (2206.00364, eq. 3)."""
+    """Returns alpha_s x_0 + sigma_s eps: to level s along d(x / alpha) / d(sigma / alpha) = eps (2206.00364, eq. 3)."""
     return s.alpha * prediction.x0 + s.sigma * prediction.eps
 
 
@@ -22,7 +22,7 @@ def sample(
     levels: Sequence[Level],
     noise: Sequence[Tensor] = (),
 ) -> Iterator[Tensor]:
-    """2206.00364, Algorithm 1 without its correction, yielding x after each step; the same step as DDIM's."""
+    """Yields x after each step of 2206.00364, Algorithm 1 without its correction; the step equals DDIM's."""
     assert not noise, "Euler's method is deterministic"
     for t, s in pairwise(levels):
         x = step(predict(x, t), s)
@@ -30,7 +30,7 @@ def sample(
 
 
 def ancestral(t: Level, s: Level) -> tuple[float, float]:
-    """(down, up), down^2 + up^2 = s.ratio^2 and (alpha_s up)^2 is q(x_s | x_t, x_0)'s variance (2006.11239, eq. 7)."""
+    """Returns (down, up): down^2 + up^2 = s.ratio^2, (alpha_s up)^2 = Var q(x_s | x_t, x_0) (2006.11239, eq. 7)."""
     shrink = s.ratio / t.ratio
     return s.ratio * shrink, s.ratio * math.sqrt(1 - shrink**2)
 
@@ -41,7 +41,7 @@ def sample_ancestral(
     levels: Sequence[Level],
     noise: Sequence[Tensor],
 ) -> Iterator[Tensor]:
-    """Euler's step down, then noise up again, yielding x after each step; `noise` holds a tensor a step."""
+    """Yields x after each Euler step down and noise up to s; `noise` holds one tensor per step."""
     for (t, s), z in zip(pairwise(levels), noise, strict=True):
         down, up = ancestral(t, s)
         x0, eps = predict(x, t)

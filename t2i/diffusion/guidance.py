@@ -13,7 +13,7 @@ from t2i.conditioning import Conditioning
 
 @dataclass(frozen=True)
 class Guidance:
-    """`scale` as `guided` takes it; `rescale` = phi of 2305.08891; guided only where t / T lies in `interval`."""
+    """`scale` as in `guided`; `rescale` is phi of 2305.08891; guidance is applied only for t / T in `interval`."""
 
     scale: float
     rescale: float = 0.0
@@ -35,33 +35,34 @@ class Guidance:
 def guided(
     network: Callable[[Tensor, Tensor, Conditioning], Tensor],
     cond: Conditioning,
-    null: Conditioning,
+    uncond: Conditioning,
     guidance: float | Guidance,
 ) -> Callable[..., Tensor]:
-    """The raw output null + scale (cond - null), from one batch (null first); `null` is one row, or one per sample.
+    """Returns a network with output uncond + scale (cond - uncond), computed in one batch, unconditional half first.
 
-    The scale is diffusers' guidance_scale: 1 is no guidance, and runs no null pass. (The paper's w is scale - 1.)
-    Called as (x, t) or (x, t, t / T): outside of the interval there is neither guidance nor a null pass (2404.07724).
+    `uncond` has one row, or one per sample. The scale is diffusers' guidance_scale: 1 means no guidance and no
+    unconditional pass. (The paper's w is scale - 1.) The result is called as (x, t) or (x, t, t / T); outside of the
+    interval it makes no unconditional pass either (2404.07724).
     """
-    chosen = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
-    if chosen.scale == 1:
-        return lambda x, t, share=0.0: network(x, t, cond)
-    both = Conditioning.cat([null.expand(len(cond)), cond])
-    low, high = chosen.interval
+    settings = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
+    if settings.scale == 1:
+        return lambda x, t, fraction=0.0: network(x, t, cond)
+    both = Conditioning.cat([uncond.expand(len(cond)), cond])
+    low, high = settings.interval
 
-    def guided_network(x: Tensor, t: Tensor, share: float | None = None) -> Tensor:
-        assert share is not None or chosen.interval == (0, 1)
-        if share is not None and not low <= share <= high:
+    def guided_network(x: Tensor, t: Tensor, fraction: float | None = None) -> Tensor:
+        assert fraction is not None or settings.interval == (0, 1)
+        if fraction is not None and not low <= fraction <= high:
             return network(x, t, cond)
-        without, with_text = network(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-        output = without + chosen.scale * (with_text - without)
-        return rescaled(output, with_text, chosen.rescale) if chosen.rescale else output
+        without_text, with_text = network(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        output = without_text + settings.scale * (with_text - without_text)
+        return rescaled(output, with_text, settings.rescale) if settings.rescale else output
 
     return guided_network
 
 
 def rescaled(output: Float[Tensor, "b *d"], with_text: Float[Tensor, "b *d"], phi: float) -> Float[Tensor, "b *d"]:
-    """phi output std(with_text) / std(output) + (1 - phi) output, sample by sample (2305.08891, eq. 15 and 16)."""
+    """Returns phi output std(with_text) / std(output) + (1 - phi) output, per sample (2305.08891, eq. 15, 16)."""
     axes = tuple(range(1, output.ndim))
     ratio = with_text.std(axes, keepdim=True) / output.std(axes, keepdim=True)
     return output * (phi * ratio + 1 - phi)

@@ -18,7 +18,7 @@ def sample(
     levels: Sequence[Level],
     noise: Sequence[Tensor] = (),
 ) -> Iterator[Tensor]:
-    """Algorithm 1, yielding x after each step; two evaluations a step, in the last one."""
+    """Yields x after each step of Algorithm 1; two network calls per step, one in the last."""
     assert not noise, "Heun's method is deterministic"
     for t, s in pairwise(levels):
         x = _step(predict, x, t, s)
@@ -33,10 +33,10 @@ def sample_edm(
     eta: float = 0.0,
     at: Callable[[float], Level] | None = None,
 ) -> Iterator[Tensor]:
-    """Algorithm 2, yielding x after each step; `noise` holds one tensor a step if eta > 0.
+    """Yields x after each step of Algorithm 2; `noise` holds one tensor per step if eta > 0.
 
-    S_churn = 40 eta (the paper's for ImageNet at eta = 1), wherever the raised level lies below the first one (its
-    S_tmax); S_noise = 1. `at` gives the level of a sigma / alpha.
+    S_churn = 40 eta (the paper's for ImageNet at eta = 1), if the raised level lies below the first one (S_tmax);
+    S_noise = 1. `at` returns the level with a given sigma / alpha.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta = {eta} is not in 0..1 (0: no churn, 1: S_churn = 40)")
@@ -52,10 +52,10 @@ def sample_edm(
 
 
 def _step(predict: Callable[[Tensor, Level], Prediction], x: Tensor, t: Level, s: Level) -> Tensor:
-    """Euler's step, corrected by the slope at its end (lines 4-8).
+    """Takes an Euler step, corrected by the slope at its end (lines 4-8).
 
-    From pure noise the mean of the two slopes has an unbounded error, since sigma / alpha is, while Euler's step is
-    exact in the limit; so there is no correction there.
+    From pure noise, where sigma / alpha is unbounded, the error of the mean of the two slopes is unbounded, while
+    Euler's step is exact in the limit; so no correction is made there.
     """
     first = predict(x, t)
     x = step(first, s)

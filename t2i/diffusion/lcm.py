@@ -1,4 +1,4 @@
-"""Latent consistency models (Luo et al. 2023, 2310.04378): a few steps of a network that was distilled for them."""
+"""Latent consistency models (Luo et al. 2023, 2310.04378): sampling in a few steps with a distilled network."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ def sample(
     levels: Sequence[Level],
     noise: Sequence[Tensor],
 ) -> Iterator[Tensor]:
-    """Algorithm 3, yielding x after each step; `noise` holds z for every step but the last.
+    """Yields x after each step of Algorithm 3; `noise` holds z for every step but the last.
 
     f = c_skip x + c_out x_0 (section 4.1), with the scalings of the published models.
     """

@@ -11,7 +11,7 @@ from t2i.diffusion.euler import step
 from t2i.diffusion.prediction import Prediction
 from t2i.diffusion.schedule import Level
 
-# 2202.09778, eq. 12 and its lower orders: the weights of eps, the newest first.
+# 2202.09778, eq. 12 and its lower orders: the weights of eps, newest first.
 _ADAMS_BASHFORTH = (
     (1.0,),
     (3 / 2, -1 / 2),
@@ -26,9 +26,9 @@ def sample_lms(
     levels: Sequence[Level],
     noise: Sequence[Tensor] = (),
 ) -> Iterator[Tensor]:
-    """d(x / alpha) / d(sigma / alpha) = eps (2206.00364, eq. 3), eps as the cubic through the last four; yields x.
+    """Yields x after each step of d(x / alpha) / d(sigma / alpha) = eps (2206.00364, eq. 3), with a cubic for eps.
 
-    Pure noise (alpha = 0) lies at infinity and is no point of the cubic.
+    The cubic interpolates the last four eps. Pure noise (alpha = 0) lies at infinity and is not one of its points.
     """
     assert not noise, "LMS is deterministic"
     past: list[tuple[float, Tensor]] = []
@@ -46,7 +46,7 @@ def sample_lms(
 
 
 def _integrals(nodes: list[float], to: float) -> list[float]:
-    """The integral of each Lagrange polynomial from nodes[0] to `to`, exact to the third degree (two Gauss points)."""
+    """Integrates each Lagrange polynomial from nodes[0] to `to`, exactly up to degree 3 (two Gauss points)."""
     middle, half = (nodes[0] + to) / 2, (to - nodes[0]) / 2
     points = [middle - half / math.sqrt(3), middle + half / math.sqrt(3)]
 
@@ -62,11 +62,11 @@ def sample_plms(
     levels: Sequence[Level],
     noise: Sequence[Tensor] = (),
 ) -> Iterator[Tensor]:
-    """Pseudo linear multistep (2202.09778, started as in Stable Diffusion), yielding x after each step.
+    """Yields x after each step of the pseudo linear multistep method (2202.09778), started as in Stable Diffusion.
 
-    The first step is taken twice, the second time with the mean of the two eps; so n steps take n + 1 evaluations.
-    Stock PNDM differs in two points. It steps by T // n, which leaves its list where n does not divide T or the list
-    is linspace; here steps go from entry to entry. And it combines raw outputs, which for v_prediction is a method of
+    The first step is taken twice, the second time with the mean of the two eps, so n steps make n + 1 network calls.
+    diffusers' PNDM differs in two points. It steps by T // n, which leaves its list if n does not divide T or the list
+    is linspace; here steps go from entry to entry. And it combines raw outputs, which for v_prediction is only of
     first order; here eps are combined, as in the paper. From pure noise the first step is Euler's, as in `heun`.
     """
     assert not noise, "PLMS is deterministic"

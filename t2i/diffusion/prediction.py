@@ -1,4 +1,4 @@
-"""What the network's raw output means: eps, x_0 or v; each becomes both x_0 and eps."""
+"""Prediction types, the meaning of the network's output: eps, x_0 or v, and the conversion to x_0 and eps."""
 
 from typing import NamedTuple
 
@@ -11,14 +11,14 @@ KINDS = ("epsilon", "v_prediction", "sample")
 
 
 class Prediction(NamedTuple):
-    """The two readings of one network output."""
+    """x_0 and eps of one network output."""
 
     x0: Float[Tensor, "b *d"]
     eps: Float[Tensor, "b *d"]
 
 
 def check_kind(kind: str, schedule: Schedule) -> None:
-    """Raise ValueError unless `kind` is known and determines x_0 on every level of the schedule."""
+    """Raises ValueError unless `kind` is known and determines x_0 at every level of the schedule."""
     if kind not in KINDS:
         raise ValueError(f"prediction_type = {kind!r} is unknown: choose one of {', '.join(KINDS)}")
     if kind == "epsilon" and schedule.zero_terminal_snr:
@@ -26,7 +26,7 @@ def check_kind(kind: str, schedule: Schedule) -> None:
 
 
 def to_prediction(output: Float[Tensor, "b *d"], x: Float[Tensor, "b *d"], level: Level, kind: str) -> Prediction:
-    """(x_0, eps) from the raw output at x_t; v as in 2202.00512: x_0 = alpha x - sigma v, eps = alpha v + sigma x."""
+    """Returns (x_0, eps) of the output at x_t; v as in 2202.00512: x_0 = alpha x - sigma v, eps = alpha v + sigma x."""
     _, alpha, sigma = level
     if kind == "epsilon":
         if alpha == 0:
@@ -46,7 +46,7 @@ def target(
     sigma: Float[Tensor, "b *_"] | float,
     kind: str,
 ) -> Float[Tensor, "b *d"]:
-    """What the network learns to put out: eps, x_0, or v = alpha eps - sigma x_0 (2202.00512)."""
+    """Returns the target of the network's output: eps, x_0, or v = alpha eps - sigma x_0 (2202.00512)."""
     if kind == "epsilon":
         return eps
     if kind == "v_prediction":
@@ -57,6 +57,6 @@ def target(
 
 
 _PURE_NOISE = (
-    "prediction_type = 'epsilon' says nothing of x_0 where alpha_bar = 0 (zero terminal SNR): "
+    "prediction_type = 'epsilon' does not determine x_0 at alpha_bar = 0 (zero terminal SNR): "
     "choose v_prediction or sample, or rescale_betas_zero_snr: false"
 )

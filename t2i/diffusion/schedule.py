@@ -1,4 +1,4 @@
-"""Noise schedules as tables over the paper's t = 0..T, and the lists of levels that solvers walk."""
+"""Noise schedules as tables over the paper's t = 0..T, and the lists of levels that solvers step through."""
 
 import math
 from bisect import bisect_right
@@ -15,15 +15,13 @@ SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "cosine")
 SPACINGS = ("leading", "linspace", "trailing")
 SIGMAS = ("karras", "exponential")
 GRIDS = ("whole", "real", "inner", "table", "lcm")
-LCM_STEPS = 50  # of the teacher's list, of which consistency distillation knows every one
-EDM_LARGEST = 80.0  # sigma_max of 2206.00364: beyond it a schedule that ends in (nearly) pure noise has nothing to see
-_LAST_ALPHA_BAR = (
-    2.0**-24
-)  # where a list of sigmas needs a finite first one: stands for alpha_bar_T = 0, as in diffusers
+LCM_STEPS = 50  # the timesteps of consistency distillation
+EDM_SIGMA_MAX = 80.0  # of 2206.00364: beyond it x of a schedule that ends in (nearly) pure noise is only noise
+_LAST_ALPHA_BAR = 2.0**-24  # replaces alpha_bar_T = 0 where a finite sigma / alpha is needed, as in diffusers
 
 
 class Level(NamedTuple):
-    """A point of the diffusion: x_t = alpha x_0 + sigma eps; Python floats, so that a loop over levels never syncs."""
+    """A point of the diffusion, x_t = alpha x_0 + sigma eps, as Python floats: a loop over levels never syncs."""
 
     t: float
     alpha: float
@@ -31,19 +29,19 @@ class Level(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """sigma / alpha, the noise level of 2206.00364, whose x is ours over alpha; infinite for pure noise."""
+        """sigma / alpha, the noise level of 2206.00364, whose x is x_t / alpha; infinite for pure noise."""
         return self.sigma / self.alpha if self.alpha > 0 else math.inf
 
     @property
     def half_log_snr(self) -> float:
-        """lambda = log(alpha / sigma) of 2206.00927, infinite where one of them is 0."""
+        """lambda = log(alpha / sigma) of 2206.00927, infinite if one of them is 0."""
         if self.alpha == 0 or self.sigma == 0:
             return math.inf if self.sigma == 0 else -math.inf
         return math.log(self.alpha) - math.log(self.sigma)
 
     @property
     def is_noise(self) -> bool:
-        """Whether less than a grey level of the picture is left in x_t: alpha < 1 / 256."""
+        """True if less than one grey level of the image remains in x_t: alpha < 1 / 256."""
         return self.alpha < 1 / 256
 
 
@@ -63,34 +61,34 @@ class Schedule:
 
     @property
     def zero_terminal_snr(self) -> bool:
-        """Whether x_T is pure noise: alpha_bar_T = 0 (2305.08891)."""
+        """True if x_T is pure noise: alpha_bar_T = 0 (2305.08891)."""
         return self.alpha_bar[-1].item() == 0
 
     def beta(self, t: int | Int[Tensor, "b"]) -> Float64[Tensor, "..."]:
-        """beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}, t = 1..T."""
+        """Returns beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}, t = 1..T."""
         return 1 - self.alpha_bar[t] / self.alpha_bar[t - 1]
 
     def alpha(self, t: int | Int[Tensor, "b"]) -> Float64[Tensor, "..."]:
-        """sqrt(alpha_bar_t), the share of x_0 in x_t."""
+        """Returns sqrt(alpha_bar_t), the factor of x_0 in x_t."""
         return self.alpha_bar[t].sqrt()
 
     def sigma(self, t: int | Int[Tensor, "b"]) -> Float64[Tensor, "..."]:
-        """sqrt(1 - alpha_bar_t), the share of eps in x_t."""
+        """Returns sqrt(1 - alpha_bar_t), the factor of eps in x_t."""
         return (1 - self.alpha_bar[t]).sqrt()
 
     def at(
         self, t: Int[Tensor, "b"], x: Float[Tensor, "b *d"]
     ) -> tuple[Float[Tensor, "b *ones"], Float[Tensor, "b *ones"]]:
-        """alpha and sigma of each sample's t, shaped to multiply x, in x's dtype and on x's device."""
+        """Returns alpha and sigma of each sample's t, shaped to multiply x, in x's dtype and on x's device."""
         shape = (-1, *(1,) * (x.ndim - 1))
-        # The cast comes before the move: some devices know no float64. A blocking move would stall the training step.
+        # The cast comes before the copy: some devices lack float64. A blocking copy would stall the training step.
         alpha = self.alpha_bar.sqrt().to(x.dtype).to(x.device, non_blocking=True)
         sigma = (1 - self.alpha_bar).sqrt().to(x.dtype).to(x.device, non_blocking=True)
         t = t.to(x.device, non_blocking=True)
         return alpha[t].view(shape), sigma[t].view(shape)
 
     def level(self, t: float) -> Level:
-        """The level at real t in [0, T]; between integers sigma / alpha is linear in t, as in diffusers."""
+        """Returns the level at real t in [0, T]; between integers sigma / alpha is linear in t, as in diffusers."""
         if not 0 <= t <= self.T:
             raise ValueError(f"t = {t} is outside the schedule: 0 <= t <= T = {self.T}")
         low = math.floor(t)
@@ -102,18 +100,18 @@ class Schedule:
 
     @cached_property
     def log_ratios(self) -> list[float]:
-        """log(sigma_t / alpha_t) of t = 1..T, with a finite last one."""
+        """log(sigma_t / alpha_t) of t = 1..T; the last one is made finite."""
         alpha_bar = self.alpha_bar[1:].clone()
         alpha_bar[-1] = alpha_bar[-1] if alpha_bar[-1] > 0 else _LAST_ALPHA_BAR
         return (0.5 * ((1 - alpha_bar) / alpha_bar).log()).tolist()
 
     def at_ratio(self, ratio: float) -> Level:
-        """The level with sigma / alpha = `ratio`; t is interpolated in log(sigma / alpha), within 1..T (diffusers)."""
-        logs, wanted = self.log_ratios, math.log(ratio)
-        t = float(min(max(bisect_right(logs, wanted), 1), self.T))
-        if logs[0] < wanted < logs[-1]:
+        """Returns the level with sigma / alpha = `ratio`; t in 1..T is interpolated in its log, as in diffusers."""
+        logs, log_ratio = self.log_ratios, math.log(ratio)
+        t = float(min(max(bisect_right(logs, log_ratio), 1), self.T))
+        if logs[0] < log_ratio < logs[-1]:
             low, high = logs[int(t) - 1], logs[int(t)]
-            t += (wanted - low) / (high - low)
+            t += (log_ratio - low) / (high - low)
         alpha = 1 / math.hypot(1, ratio)
         return Level(t, alpha, ratio * alpha)
 
@@ -126,9 +124,9 @@ def make_schedule(
     rescale_betas_zero_snr: bool = False,
     trained_betas: Sequence[float] | None = None,
 ) -> Schedule:
-    """The named schedule; the betas default to Stable Diffusion's, the cosine (2102.09672, eq. 17) has its own.
+    """Returns the named schedule; the betas default to Stable Diffusion's; the cosine (2102.09672, eq. 17) has its own.
 
-    `trained_betas`, one for each of t = 1..T, take the place of the named ones.
+    `trained_betas`, one for each t = 1..T, replace those of the named schedule.
     """
     if kind not in SCHEDULES:
         raise ValueError(f"beta_schedule = {kind!r} is unknown: choose one of {', '.join(SCHEDULES)}")
@@ -153,14 +151,14 @@ def make_schedule(
         beta = (1 - f[1:] / f[:-1]).clamp(max=0.999)
     alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), (1 - beta).cumprod(0)])
     if not (alpha_bar.diff() < 0).all():
-        raise ValueError(f"beta_start = {beta_start}, beta_end = {beta_end}, T = {T}: alpha_bar leaves float64's range")
+        raise ValueError(f"beta_start = {beta_start}, beta_end = {beta_end}, T = {T}: alpha_bar underflows float64")
     if rescale_betas_zero_snr:
         alpha_bar = torch.cat([alpha_bar[:1], zero_terminal_snr(alpha_bar[1:])])
     return Schedule(alpha_bar)
 
 
 def zero_terminal_snr(alpha_bar: Float64[Tensor, "T"]) -> Float64[Tensor, "T"]:
-    """Shift and scale sqrt(alpha_bar_1..T) so that it ends in 0 and keeps its first value (2305.08891, Algorithm 1)."""
+    """Shifts and scales sqrt(alpha_bar_1..T) to end in 0 and keep its first value (2305.08891, Algorithm 1)."""
     alpha = alpha_bar.sqrt()
     return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
 
@@ -174,15 +172,15 @@ def levels(
     grid: str = "whole",
     sigmas: str | None = None,
 ) -> list[Level]:
-    """The n + 1 levels of n steps, from noise to t = `end`, spaced as in 2305.08891, table 2 (diffusers' index plus 1).
+    """Returns the n + 1 levels of n steps from noise to t = `end`, spaced as in 2305.08891, table 2 (diffusers' t + 1).
 
-    `offset` (diffusers' steps_offset) raises the leading list, as far as T leaves room; other spacings ignore it.
+    `offset` (diffusers' steps_offset) shifts the leading list, at most up to T; other spacings ignore it.
     `end`: 0, or 1 for `set_alpha_to_one: false`. A list that already reaches t = 1 then has n levels, because the
-    last step would go nowhere. `grid` is what the family's classes make of a spacing: "whole" t (DDIM, DDPM, PNDM),
-    "real" t (the Euler family), "inner": n + 1 points without the last (DPM-Solver++, UniPC; at n = T all T points,
-    where diffusers doubles some and divides by 0); "table": from T, or where sigma / alpha = 80, to 1 (EDM); "lcm":
-    its own list.
-    `sigmas`: sigma / alpha on the curve of Karras or exponential, between the ends of the "real" list or of the table.
+    last step would be empty. `grid` is the meaning of a spacing in diffusers' class of the solver: "whole" t (DDIM,
+    DDPM, PNDM), "real" t (Euler, Heun, LMS), "inner": n + 1 points without the last (DPM-Solver++, UniPC; at n = T all
+    T points, of which diffusers repeats some and divides by 0); "table": from T, or from sigma / alpha = 80, to 1
+    (EDM); "lcm": the timesteps of the distillation.
+    `sigmas`: sigma / alpha on Karras' or an exponential curve, between the ends of the "real" list or of the table.
     """
     T = schedule.T
     if not 1 <= n <= T:
@@ -208,7 +206,7 @@ def levels(
 
 
 def _timesteps(T: int, n: int, spacing: str, offset: int, grid: str) -> list[float]:
-    """t of each step's beginning, falling."""
+    """Returns the t at which each step begins, in decreasing order."""
     if grid == "lcm":
         known = min(LCM_STEPS, T)
         if n > known:
@@ -225,31 +223,31 @@ def _timesteps(T: int, n: int, spacing: str, offset: int, grid: str) -> list[flo
         gap = (T - 1) / max(points - 1, 1)
         ts = [1 + round(i * gap) for i in reversed(range(points))]
     else:
-        gap = (T - T / n) - T  # not simply -T / n: numpy's rounding, so that ties (n = 48) fall as in diffusers
+        gap = (T - T / n) - T  # not -T / n: rounds as numpy, so that ties (n = 48) agree with diffusers
         ts = [round(T + i * gap) for i in range(n)]
     return [float(t) for t in ts[:n]]
 
 
 def _on_curve(schedule: Schedule, walk: list[Level], sigmas: str, grid: str) -> list[Level]:
-    """As many levels on the curve: 2206.00364, eq. 5 with rho = 7, or equal steps of log(sigma / alpha).
+    """Returns as many levels on the curve: 2206.00364, eq. 5 with rho = 7, or equal steps of log(sigma / alpha).
 
-    Where t comes twice (many steps near 0, or the cosine schedule near T) diffusers may begin at the second and run
-    out of its list; here a list is walked from its first entry.
+    If a t occurs twice (many steps near 0, or the cosine schedule near T) diffusers may begin at the second and run
+    past the end of its list; here every list is used from its first entry.
     """
     n = len(walk)
     if grid in ("inner", "table"):
         first, last = math.exp(schedule.log_ratios[-1]), math.exp(schedule.log_ratios[0])
         if grid == "table":
-            first = min(first, EDM_LARGEST)
+            first = min(first, EDM_SIGMA_MAX)
     else:
         first, last = (min(level.ratio, math.exp(schedule.log_ratios[-1])) for level in (walk[0], walk[-1]))
-    shares = [i / max(n - 1, 1) for i in range(n)]
+    fractions = [i / max(n - 1, 1) for i in range(n)]
     if sigmas == "karras":
-        ratios = [(first ** (1 / 7) + share * (last ** (1 / 7) - first ** (1 / 7))) ** 7 for share in shares]
+        ratios = [(first ** (1 / 7) + f * (last ** (1 / 7) - first ** (1 / 7))) ** 7 for f in fractions]
     else:
-        ratios = [first ** (1 - share) * last**share for share in shares]
+        ratios = [first ** (1 - f) * last**f for f in fractions]
     curve = [schedule.at_ratio(ratio) for ratio in ratios]
-    if grid == "inner":  # these classes know whole t alone, and come to them so (but karras on cosine: rounded down)
+    if grid == "inner":  # these classes use whole t only, rounded so (but karras on cosine: rounded down)
         whole = round if sigmas == "karras" else math.floor
         curve = [level._replace(t=float(1 + whole(level.t - 1))) for level in curve]
     return curve

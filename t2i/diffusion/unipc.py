@@ -17,12 +17,12 @@ def sample(
     levels: Sequence[Level],
     noise: Sequence[Tensor] = (),
 ) -> Iterator[Tensor]:
-    """UniPC-2 for x_0 with B_2(h) = e^h - 1, the first and the last step of first order, yielding x after each step.
+    """Yields x after each step of UniPC-2 for x_0 with B_2(h) = e^h - 1; the first and last steps are of first order.
 
-    Each evaluation corrects the step that led to it; what is yielded is not corrected yet, as in diffusers.
+    Each network call corrects the step that led to it; the yielded x is not corrected yet, as in diffusers.
     """
     assert not noise, "UniPC is deterministic"
-    past: list[tuple[Level, Tensor]] = []  # (level, x_0), the newest first
+    past: list[tuple[Level, Tensor]] = []  # (level, x_0), newest first
     before, order = x, 0
     for i, (t, s) in enumerate(pairwise(levels)):
         x0, _ = predict(x, t)
@@ -34,21 +34,21 @@ def sample(
 
 
 def _predict(x: Tensor, s: Level, past: list[tuple[Level, Tensor]]) -> Tensor:
-    """UniP-2 (section 3.2, a_1 = 1 / 2): x at s from x at past[0]."""
-    (t, x0), *rest = past
+    """Takes a step of UniP-2 (section 3.2, a_1 = 1 / 2): x at s from x at past[0]."""
+    (t, x0), *older = past
     h = s.half_log_snr - t.half_log_snr
     D = x0
-    for t1, x1 in rest:
+    for t1, x1 in older:
         D = x0 + h / (t.half_log_snr - t1.half_log_snr) / 2 * (x0 - x1)
     return s.sigma / t.sigma * x - s.alpha * math.expm1(-h) * D
 
 
 def _correct(x: Tensor, s: Level, x0_s: Tensor, past: list[tuple[Level, Tensor]]) -> Tensor:
-    """UniC (section 3.1): the step from past[0] to s again, x_0 at its end known; a = R^-1 phi / B, or 1 / 2 alone."""
-    (t, x0), *rest = past
+    """Repeats the step from past[0] to s with x_0 at its end (UniC, section 3.1); a = R^-1 phi / B, or 1 / 2 alone."""
+    (t, x0), *older = past
     h = s.half_log_snr - t.half_log_snr
     D = x0 + (x0_s - x0) / 2
-    for t1, x1 in rest:
+    for t1, x1 in older:
         r = (t1.half_log_snr - t.half_log_snr) / h
         phi = math.expm1(-h) / -h - 1
         b1, b2 = phi / math.expm1(-h), 2 * (phi / -h - 1 / 2) / math.expm1(-h)

@@ -1,4 +1,4 @@
-"""`t2i doctor`: what works is found by trying it, and what does not says its cause and the way out."""
+"""`t2i doctor`: what works is tried, and a failure is reported with its cause and its remedy."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from t2i.cli import doctor, doctor_devices
-from t2i.cli.doctor import COLUMNS, check_packages, folder_size, least_versions, shown
+from t2i.cli.doctor import COLUMNS, check_packages, folder_size, format_check, least_versions
 from t2i.cli.doctor_check import BAD, NOTE, OK, Check
 from t2i.cli.doctor_devices import check_attention, check_device, check_shipped, computes
 
@@ -55,7 +55,7 @@ def test_json_is_one_object_and_xformers_asked_for_and_missing_is_an_error(run):
 
 def test_a_long_finding_is_folded_and_a_path_is_not():
     path = "/" + "a-b/" * 30
-    text = shown(Check("name", NOTE, "word " * 40 + path, "way " * 40))
+    text = format_check(Check("name", NOTE, "word " * 40 + path, "way " * 40))
     lines = text.splitlines()
     assert any(line.strip() == path for line in lines)
     assert all(len(line) <= COLUMNS for line in lines if path not in line)
@@ -90,7 +90,7 @@ def test_versions_that_are_asked_for():
 def test_without_torch_the_rest_is_still_said(monkeypatch, run):
     monkeypatch.setattr(doctor, "check_packages", lambda: iter([Check("torch", BAD, "not installed", "pip install")]))
     code, out, _ = run()
-    assert code == 1 and "will not work: torch" in out and "-> pip install" in out and "disk" in out
+    assert code == 1 and "does not work: torch" in out and "-> pip install" in out and "disk" in out
 
 
 def test_a_full_disk_is_an_error_with_a_way_out(monkeypatch, run):
@@ -110,7 +110,7 @@ def test_a_dtype_that_computes_wrong_is_found(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "conv2d", wrong)
     found = by_name(check_device(CPU, "sdpa"))["cpu, dtypes"]
     assert found.status == NOTE and found.text.startswith("fp32, fp16 work")
-    assert found.way_out == "--dtype bf16 will not work on cpu"
+    assert found.way_out == "--dtype bf16 does not work on cpu"
 
 
 @pytest.mark.parametrize(("asked", "status"), [("sdpa", NOTE), ("xformers", BAD)])
@@ -131,14 +131,18 @@ def test_sdpa_that_is_wrong_is_an_error(monkeypatch):
     sdpa = doctor_devices.BACKENDS["sdpa"]
     monkeypatch.setitem(doctor_devices.BACKENDS, "sdpa", lambda q, k, v, mask: sdpa(q, k, v, mask).roll(1, -1))
     found = by_name(check_attention(CPU, [torch.float32], "sdpa"))["cpu, attention sdpa"]
-    assert found.status == BAD and "sdpa is" in found.text and "off in torch.float32 at head size 40" in found.text
+    assert (
+        found.status == BAD
+        and "sdpa has a relative error of" in found.text
+        and "in torch.float32 at head size 40" in found.text
+    )
 
 
 def test_a_damaged_model_is_an_error(monkeypatch, tmp_path):
     (tmp_path / "model_index.json").write_text("{")
     monkeypatch.setattr(doctor_devices, "find_model", lambda _: tmp_path)
     (found,) = check_shipped()
-    assert found.status == BAD and "cannot be read" in found.text and "again" in found.way_out
+    assert found.status == BAD and "cannot be loaded" in found.text and "again" in found.way_out
 
 
 def test_links_of_the_cache_are_not_counted_twice(tmp_path):

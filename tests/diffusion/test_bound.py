@@ -124,9 +124,9 @@ def test_narrow_bins_are_a_density_and_other_pictures_are_refused():
     nats = bound.reconstruction_of_bins(grey, mean, 0.3**2)
     density = bound.reconstruction((grey - mean).square().mean(1), 0.3**2)
     assert (nats - density).item() == pytest.approx(-math.log(2 / 255), abs=1e-4)
-    with pytest.raises(ValueError, match="not 256 greys"):
+    with pytest.raises(ValueError, match="not have 256 grey levels"):
         bound.reconstruction_of_bins(grey + 0.002, mean, 0.1)
-    with pytest.raises(ValueError, match="not 256 greys"):
+    with pytest.raises(ValueError, match="not have 256 grey levels"):
         bound.reconstruction_of_bins(grey + 2, mean, 0.1)
 
 

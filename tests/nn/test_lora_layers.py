@@ -163,7 +163,7 @@ def test_refusals(tmp_path):
     [
         ({"network_dim": 3, "rank": 1}, "network_dim and rank are the same"),
         ({"rnk": 2}, "unknown key `rnk`; did you mean `rank`?"),
-        ({"conv_alpha": 1}, "give conv_rank too"),
+        ({"conv_alpha": 1}, "set conv_rank too"),
         ({"rank": 0}, "`rank`"),
         ({"targets": ["resnets"]}, "`targets.0`"),
         ({"targets": []}, "`targets`"),
