@@ -54,7 +54,7 @@ class Ours(benching.OurLoop):
     def __init__(self, folder: Path, size: int, batch: int, precision: str) -> None:
         from t2i.cli.finetune_run import complete, gather, look
         from t2i.cli.models import open_model
-        from t2i.training.finetune_measure import Finetuning
+        from t2i.training.finetune.before_after import Finetuning
 
         settings = {
             "method": "lora",
@@ -69,14 +69,14 @@ class Ours(benching.OurLoop):
             "train.warmup_steps": 0,
             "train.weight_decay": WEIGHT_DECAY,
             "train.clip_norm": CLIP,
-            "train.mixed_precision": f"'{precision}'",  # quoted: YAML reads a bare no as false
+            "train.mixed_precision": precision,
             "cache": folder / "cache",
         }
         where = {"model": str(folder / "model"), "data": str(folder / "pictures"), "out": str(folder / "run")}
         values = gather([f"{key}={value}" for key, value in settings.items()], where)
         pipeline = open_model(values["model"])
         recipe, sources = complete(values, pipeline, look(values, pipeline, quiet=True))
-        super().__init__(Finetuning(recipe, pipeline, sources, quiet=True), recipe.train)
+        super().__init__(Finetuning(recipe, pipeline, sources, quiet=True), recipe)
 
     def lora(self) -> dict[str, Tensor]:
         """The LoRA's live tensors, by the names that the peer has for them."""

@@ -108,23 +108,6 @@ class Ours(benching.OurLoop):
         from t2i.training.precompute import Frozen
         from t2i.training.unet import UNetRecipe, UNetTask
 
-        class CachedTask(UNetTask):
-            """The task on a cache that is there, without the pictures and networks that it was made with."""
-
-            def __init__(self) -> None:
-                self.recipe = UNetRecipe.model_construct(seed=0, caption_dropout=0.1)
-                self.cache = open_cache(
-                    folder / "cache", dict.fromkeys(("data", "size", "vae", "text_encoder"), "random")
-                )
-                self.null = self.cache.null
-                text: Any = None
-                self.frozen = Frozen(
-                    text, AutoencoderKL(AutoencoderKLConfig.parse({"scaling_factor": SCALE}, "here")), None
-                )
-                self.unet = UNet.load(folder / "unet")
-                self.generator = LatentDiffusion.from_config(self.unet, SchedulerConfig(**cell.scheduler))
-                self.players = {"unet": self.unet}
-
         config = TrainConfig(
             steps=10**6,
             global_batch=cell.batch,
@@ -135,7 +118,28 @@ class Ours(benching.OurLoop):
             ema=DECAY,
             mixed_precision=cell.precision,  # pyright: ignore[reportArgumentType]
         )
-        super().__init__(CachedTask(), config)
+
+        class CachedTask(UNetTask):
+            """The task on a cache that is there, without the pictures and networks that it was made with."""
+
+            def __init__(self) -> None:
+                self.recipe = UNetRecipe.model_construct(
+                    out="benchmark", seed=0, caption_dropout=0.1, timestep_bias=1.0, train=config
+                )
+                self.cache = open_cache(
+                    folder / "cache", dict.fromkeys(("data", "size", "vae", "text_encoder"), "random")
+                )
+                self.null = self.cache.null
+                text: Any = None
+                self.frozen = Frozen(
+                    text, AutoencoderKL(AutoencoderKLConfig.parse({"scaling_factor": SCALE}, "here")), None
+                )
+                self.unet = UNet.load(folder / "unet")
+                self.generator = LatentDiffusion.from_config(self.unet, SchedulerConfig(**cell.scheduler))
+                self.networks = {"unet": self.unet}
+
+        task = CachedTask()
+        super().__init__(task, task.recipe)
         self.network = self.task.unet
 
 

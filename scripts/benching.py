@@ -88,23 +88,16 @@ def report(cells: dict[str, dict[str, Any]], parity: dict[str, Any], peaks: dict
 class OurLoop:
     """The training loop's own step on a task; the next batch is made meanwhile, as in a run."""
 
-    def __init__(self, task: Any, config: Any) -> None:
-        from accelerate import Accelerator
+    def __init__(self, task: Any, recipe: Any) -> None:
+        from t2i.training.loop import Run
 
-        from t2i.training import loop
-        from t2i.training.optim import learning_rate
-
-        self.task, self.config = task, config
-        self.accelerator = Accelerator(mixed_precision=config.mixed_precision)
-        self.players = {k: loop._prepare(net, config, self.accelerator) for k, net in task.players.items()}
-        self.batches = loop._prefetch(task, config, 0, loop.Plan.of(config, 1, False), 0, 0)
-        self.done, self._step, self._rate = 0, loop._step, learning_rate
+        self.task, self.run, self.done = task, Run(task, recipe), 0
+        self.batches = self.run.batches(0)
 
     def step(self, batch: dict[str, Any] | None = None) -> Tensor:
         """One step, on the task's next batch unless one is given; the loss."""
         micros = next(self.batches) if batch is None else [batch]
-        rate = self._rate(self.done, self.config)
-        terms = self._step(self.task, self.players, micros, rate, self.config, self.accelerator, self.done)
+        terms = self.run.step(micros, self.done)
         self.done += 1
         return terms["loss"]
 

@@ -18,10 +18,9 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _quoted(value: Any) -> Any:
-    if value is False:
-        raise ValueError("YAML reads a bare `no` as false; quote it: 'no'")
-    return value
+def _no(value: Any) -> Any:
+    """Returns "no" for YAML's false, which is how YAML reads a bare `no`."""
+    return "no" if value is False else value
 
 
 class TrainConfig(Section):
@@ -43,7 +42,7 @@ class TrainConfig(Section):
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float | None = Field(default=1.0, gt=0, description="the gradient's norm is clipped to this")
     ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the moving average of the weights")
-    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_quoted)] = "no"
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_no)] = "no"
     gradient_checkpointing: bool = Field(default=False, description="U-Net: compute layers twice to hold less memory")
     attention: Literal["sdpa", "xformers"] = Field(default="sdpa", description="xformers is tried against sdpa first")
     init: str | None = Field(default=None, description="a component folder to start from, instead of random weights")

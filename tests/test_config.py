@@ -58,11 +58,6 @@ def test_defaults_file_and_overrides_in_that_order(tmp_path):
         (GOOD + "iner: {}\n", (), "unknown key `iner`; did you mean `inner`?"),
         (GOOD, ("maybe.widht=3",), "unknown key `maybe.widht`; did you mean `maybe.width`?"),
         (GOOD, ("inner.qqqq=3",), "unknown key `inner.qqqq`; known keys: names, width"),
-        (
-            GOOD + "  mixed_precision: no\n",
-            (),
-            "`train.mixed_precision`: YAML reads a bare `no` as false; quote it: 'no'",
-        ),
         (GOOD, ("train.mixed_precision=fp8",), "`train.mixed_precision`: Input should be 'no', 'fp16' or 'bf16'"),
         (GOOD, ("train.steps=0",), "`train.steps`: Input should be greater than 0"),
         ("title: x\n", (), "`train`: Field required"),
@@ -79,6 +74,11 @@ def test_defaults_file_and_overrides_in_that_order(tmp_path):
 def test_faults_are_named(tmp_path, text, overrides, said):
     found = fault(tmp_path, text, *overrides)
     assert (said or "`title`") in found, found
+
+
+@pytest.mark.parametrize(("text", "overrides"), [("  mixed_precision: no\n", ()), ("", ("train.mixed_precision=no",))])
+def test_a_bare_no_is_a_choice(tmp_path, text, overrides):
+    assert load(tmp_path, GOOD + text, *overrides).train.mixed_precision == "no"
 
 
 def test_every_fault_is_listed_at_once(tmp_path):

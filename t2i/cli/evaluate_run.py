@@ -31,7 +31,7 @@ from t2i.files import read_json
 from t2i.pipeline import Pipeline
 from t2i.pipeline.sheet import Sheet
 from t2i.progress import progress
-from t2i.training.ranks import ranks
+from t2i.training.distributed import process_state
 
 FLAGS = {"num_inference_steps": "--steps", "guidance_scale": "--cfg", "height = ": "--size: height = "}
 FLAGS |= {"width = ": "--size: width = ", "give height": "give --size", "give width": "give --size"}
@@ -67,7 +67,7 @@ class Command:
 
 def run(command: Command) -> None:
     """Evaluate, and write what came out."""
-    quiet = not ranks().is_main_process
+    quiet = not process_state().is_main_process
     notes: list[str] = []
     with warnings.catch_warnings(), _as_flags():
         warnings.simplefilter("always", UserWarning)
@@ -116,7 +116,7 @@ def line(row: Row) -> str:
 
 def prepare(command: Command, quiet: bool) -> tuple[Evaluation, list[int] | None]:
     """Everything opened; and which of the reference's pictures each prompt belongs to."""
-    device = command.device or str(ranks().device)
+    device = command.device or str(process_state().device)
     place = find_model(command.model)
     if is_finished(place):
         contestant, pipeline = _finished(command, place), None

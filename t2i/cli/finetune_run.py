@@ -20,19 +20,18 @@ from t2i.data.source import DataConfig
 from t2i.files import read_json
 from t2i.pipeline import Pipeline
 from t2i.text.tokenizer import count_tokens
-from t2i.training.finetune_data import Sources, apart, check_prompts
-from t2i.training.finetune_measure import Finetuning, measure_before
-from t2i.training.finetune_plan import plan_lines
-from t2i.training.finetune_recipe import FinetuneRecipe, fill
+from t2i.training.distributed import process_state
+from t2i.training.finetune.before_after import Finetuning, measure_before
+from t2i.training.finetune.data import Sources, apart, check_prompts
+from t2i.training.finetune.estimate import plan_lines
+from t2i.training.finetune.recipe import FinetuneRecipe, fill
 from t2i.training.loop import train
-from t2i.training.plan import Plan
-from t2i.training.ranks import ranks
 from t2i.training.resume import check_run
 
 
 def run(arguments: list[str], given: dict[str, str]) -> None:
     """Fine-tune as `arguments` ([RECIPE] [key=value ...] and flags) and `given` say."""
-    quiet = not ranks().is_main_process
+    quiet = not process_state().is_main_process
     values = gather(arguments, given)
     pipeline = open_model(values["model"])
     check = look(values, pipeline, quiet)
@@ -42,8 +41,7 @@ def run(arguments: list[str], given: dict[str, str]) -> None:
             say(line)
         changed = recipe.model_dump(mode="json", exclude_defaults=True)
         typer.echo(f"# the recipe, what differs from the defaults\n{yaml.safe_dump(changed, sort_keys=False)}")
-    Plan.of(recipe.train, ranks().num_processes, False)
-    check_run(recipe.run, recipe.model_dump(mode="json"))
+    check_run(recipe, couples_batch=False)
     try:
         recipe.run.mkdir(parents=True, exist_ok=True)
         (recipe.run / ".lock").touch()
@@ -54,8 +52,8 @@ def run(arguments: list[str], given: dict[str, str]) -> None:
         write_check(check, recipe.run / "check")
         typer.echo("\n".join(["", *plan_lines(task), ""]))
         measure_before(task)
-    ranks().wait_for_everyone()
-    train(task, recipe.train, recipe.seed, recipe.run, recipe.model_dump(mode="json"))
+    process_state().wait_for_everyone()
+    train(task, recipe)
     if not quiet:
         prompt = shlex.quote(task.prompts[0] if task.prompts else "PROMPT")
         typer.echo(f"{recipe.run / 'report.html'}\nt2i generate {prompt} -m {recipe.run}")

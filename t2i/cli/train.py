@@ -52,17 +52,14 @@ def _run(path: Path, overrides: list[str] | None, model: Any, task: Any) -> None
     import yaml
 
     from t2i.config import load_recipe
+    from t2i.training.distributed import process_state
     from t2i.training.loop import train
-    from t2i.training.plan import Plan
-    from t2i.training.ranks import ranks
     from t2i.training.resume import check_run
 
     recipe = load_recipe(path, overrides or [], model)
-    quiet = not ranks().is_main_process
+    quiet = not process_state().is_main_process
     if not quiet:
         changed = recipe.model_dump(mode="json", exclude_defaults=True)
         typer.echo(f"# {path}, what differs from the defaults\n{yaml.safe_dump(changed, sort_keys=False)}")
-    # What can be refused is refused before the pictures are read.
-    Plan.of(recipe.train, ranks().num_processes, task.couples_batch)
-    check_run(recipe.run, recipe.model_dump(mode="json"))
-    train(task(recipe, quiet=quiet), recipe.train, recipe.seed, recipe.run, recipe.model_dump(mode="json"))
+    check_run(recipe, task.couples_batch)
+    train(task(recipe, quiet=quiet), recipe)

@@ -17,24 +17,22 @@ from t2i.study.recipe import StudyRecipe
 from t2i.study.stages import Stage, work
 from t2i.study.table import write_results
 from t2i.study.training import is_trained, train_recipe, train_run, trained_steps
-from t2i.training.plan import Plan
-from t2i.training.ranks import ranks
+from t2i.training.distributed import process_state
 from t2i.training.resume import check_run
 
 
 def study(recipe: StudyRecipe) -> list[str]:
     """Do all that is left of a study, together with whichever processes were started likewise."""
-    if ranks().num_processes > 1:
+    if process_state().num_processes > 1:
         raise ValueError(
             "a study's runs are small: start the same command several times, and the processes share the runs, in "
             "place of one run over many by torchrun"
         )
     prepare.check_encoders(recipe)
-    Plan.of(recipe.train, 1, couples_batch=False)
     measure.commit()  # now, before anything changes under a study of hours
     for run in runs_of(recipe):
         wanted = train_recipe(recipe, run)
-        check_run(wanted.run, wanted.model_dump(mode="json"))
+        check_run(wanted, couples_batch=False)
         check_steps(recipe, run)
     recipe.folder.mkdir(parents=True, exist_ok=True)
     lab = Lab(recipe)

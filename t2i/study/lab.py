@@ -24,8 +24,8 @@ from t2i.evaluation.protocol import Protocol, prompts_hash
 from t2i.evaluation.reading import extract, to_uint8
 from t2i.evaluation.scene_parser import MEANING, VERSION, Part, Skills, score_all
 from t2i.study.recipe import StudyRecipe
-from t2i.training.pictures import open_pictures
-from t2i.training.ranks import ranks
+from t2i.training.distributed import process_state
+from t2i.training.images import open_pictures
 
 PARTS = list(MEANING)
 
@@ -35,7 +35,7 @@ class Lab:
 
     def __init__(self, recipe: StudyRecipe) -> None:
         self.recipe, self.ask = recipe, recipe.evaluate
-        self.device = ranks().device
+        self.device = process_state().device
         said = recipe.evaluate.model_dump(mode="json", exclude={"at", "at_fd", "guidance", "shown"}) | {
             "size": recipe.size,
             "parser": VERSION,

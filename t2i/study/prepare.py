@@ -37,7 +37,7 @@ def preparation(entry: Prepared) -> tuple[Recipe, Any]:
         if "`t2i train vae`" not in str(error):
             raise
         recipe, task = load_recipe(entry.recipe, entry.set, VAERecipe), VAETask
-    check_run(recipe.run, recipe.model_dump(mode="json"))
+    check_run(recipe, task.couples_batch)
     return recipe, task
 
 
@@ -55,7 +55,7 @@ def prepare(entry: Prepared) -> None:
 def train_next(task: Task, recipe: Recipe) -> None:
     """Train as a process of its own would: accelerate keeps the precision of a process's first training for good."""
     AcceleratorState._reset_state()
-    train(task, recipe.train, recipe.seed, recipe.run, recipe.model_dump(mode="json"))
+    train(task, recipe)
 
 
 def check_encoders(recipe: StudyRecipe) -> None:

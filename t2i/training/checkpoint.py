@@ -22,20 +22,20 @@ class Parts(NamedTuple):
 
 def save(folder: Path, state: dict[str, Any], parts: Parts, keep: int) -> None:
     """Write `folder/step_NNNNNNN`, then drop all but the newest `keep` up to it; later ones were passed over."""
-    name = f"step_{state['step']:07}"
-    with atomic_folder(folder / name) as tmp:
-        for player, network in parts.networks.items():
-            save_weights(network.state_dict(), tmp / f"{player}.safetensors")
-            tensors, groups = pack_optimizer(parts.optimizers[player])
-            save_weights(tensors, tmp / f"{player}.optimizer.safetensors")
-            state = state | {f"{player}.optimizer": groups}
-            if player in parts.emas:
-                save_weights(parts.emas[player].shadow, tmp / f"{player}.ema.safetensors")
-                state = state | {f"{player}.ema_updates": parts.emas[player].updates}
+    step = f"step_{state['step']:07}"
+    with atomic_folder(folder / step) as tmp:
+        for name, network in parts.networks.items():
+            save_weights(network.state_dict(), tmp / f"{name}.safetensors")
+            tensors, groups = pack_optimizer(parts.optimizers[name])
+            save_weights(tensors, tmp / f"{name}.optimizer.safetensors")
+            state = state | {f"{name}.optimizer": groups}
+            if name in parts.emas:
+                save_weights(parts.emas[name].shadow, tmp / f"{name}.ema.safetensors")
+                state = state | {f"{name}.ema_updates": parts.emas[name].updates}
         write_json(tmp / "state.json", state)
         write_json(tmp / "manifest.json", {p.name: sha256(p) for p in sorted(tmp.iterdir())})
     everything = sorted(folder.glob("step_*"))
-    kept = [path for path in everything if path.name <= name][-keep:]
+    kept = [path for path in everything if path.name <= step][-keep:]
     for path in everything:
         if path not in kept:
             shutil.rmtree(path)

@@ -16,7 +16,7 @@ from t2i.data.dataset import Pictures
 from t2i.files import lock
 from t2i.progress import progress
 from t2i.text.base import TextEncoder
-from t2i.training.ranks import ranks
+from t2i.training.distributed import process_state
 
 BATCH = 64
 RIDGE = 1e-4  # of the largest variance
@@ -95,7 +95,7 @@ def _building(
 
     Path(folder).mkdir(parents=True, exist_ok=True)
     with (
-        ranks().main_process_first(),
+        process_state().main_process_first(),
         lock(Path(folder) / ".lock", wait=True),
         progress(f"caching {label}", total, quiet=quiet) as report,
     ):

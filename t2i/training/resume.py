@@ -1,4 +1,4 @@
-"""Beginning a run, or going on with one: the same command does both."""
+"""Starting or resuming a run: the same command does both."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,22 +11,25 @@ from accelerate import Accelerator
 from t2i.files import lock, read_json, sweep, write_json
 from t2i.training import checkpoint
 from t2i.training.checkpoint import Parts
+from t2i.training.distributed import BatchSplit, process_state
 from t2i.training.log import environment
+from t2i.training.recipes import Recipe
 
-# What may change between two commands that go on with the same run.
+# Keys of `train` and of the recipe that may change when a run is resumed.
 FREE = {"steps", "log_every", "validate_every", "sample_every", "save_every", "keep", "micro_batch"}
 PLACES = {"out", "cache", "sample"}  # the cache is keyed by its content
 
 
-def resume(run: Path, parts: Parts, recipe: dict[str, Any], accelerator: Accelerator) -> int:
-    """The step to start from: 0 in a new folder, else that of the newest valid checkpoint, which is put back."""
+def resume(parts: Parts, recipe: Recipe, accelerator: Accelerator) -> int:
+    """Loads the newest valid checkpoint of the run into `parts`; returns its step, 0 in a new folder."""
+    run = recipe.run
     newest = checkpoint.latest(run / "checkpoints", quiet=not accelerator.is_main_process)
     if newest is None:
         if accelerator.is_main_process:
-            write_json(run / "recipe.json", recipe)
+            write_json(run / "recipe.json", recipe.model_dump(mode="json"))
             write_json(run / "environment.json", environment(accelerator))
         return 0
-    check_state(run, read_json(newest / "state.json"), recipe)
+    check_state(read_json(newest / "state.json"), recipe)
     state = checkpoint.load(newest, parts)
     if accelerator.scaler is not None and state["scaler"]:
         accelerator.scaler.load_state_dict(state["scaler"])
@@ -34,38 +37,40 @@ def resume(run: Path, parts: Parts, recipe: dict[str, Any], accelerator: Acceler
     if accelerator.is_main_process and here != (state["ranks"], state["threads"]):
         print(
             f"{run}: saved by {state['ranks']} processes x {state['threads']} threads, now {here[0]} x {here[1]}: "
-            f"the same samples in the same order, but not bit for bit the same sums",
+            f"the samples and their order are the same, the rounding of sums is not",
             flush=True,
         )
     return state["step"]
 
 
-def check_run(run: Path, recipe: dict[str, Any]) -> None:
-    """Refuse, before anything is read, a folder that is none or whose run this recipe cannot go on with."""
+def check_run(recipe: Recipe, couples_batch: bool) -> None:
+    """Raises, before any image is read, if the batch cannot be split or the run's folder does not fit the recipe."""
+    BatchSplit.of(recipe.train, process_state().num_processes, couples_batch)
+    run = recipe.run
     if run.exists() and not run.is_dir():
-        raise ValueError(f"out={run} is a file: name a folder")
+        raise ValueError(f"out={run} is a file: give a folder")
     for newest in sorted(run.glob("checkpoints/step_*/state.json"))[-1:]:
-        check_state(run, read_json(newest), recipe)
+        check_state(read_json(newest), recipe)
 
 
-def check_state(run: Path, state: dict[str, Any], recipe: dict[str, Any]) -> None:
-    """Refuse to go on from a checkpoint with another recipe, or to fewer steps than were done."""
-    if changed := list(differences(state["recipe"], recipe)):
+def check_state(state: dict[str, Any], recipe: Recipe) -> None:
+    """Raises if a checkpoint was saved under another recipe or is beyond the recipe's last step."""
+    if changed := list(differences(state["recipe"], recipe.model_dump(mode="json"))):
         raise ValueError(
-            f"{run} was begun with another recipe: {'; '.join(changed)}. Give that recipe again, or begin a new run "
-            f"with out=FOLDER"
+            f"{recipe.run} was started with another recipe: {'; '.join(changed)}. Restore that recipe, or start a new "
+            f"run with out=FOLDER"
         )
-    if state["step"] > recipe["train"]["steps"]:
+    if state["step"] > recipe.train.steps:
         raise ValueError(
-            f"{run} is at step {state['step']} already, beyond train.steps={recipe['train']['steps']}: raise it, or "
-            f"begin a new run with out=FOLDER"
+            f"{recipe.run} is already at step {state['step']}, beyond train.steps={recipe.train.steps}: raise it, or "
+            f"start a new run with out=FOLDER"
         )
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """The keys of a recipe that may not change during a run and did."""
+    """Yields the keys that must not change during a run and did, with both values."""
     for key in sorted(old.keys() | new.keys()):
-        if key not in old:  # unknown to the version that began the run, which did what the default does
+        if key not in old:  # the run was started by a version without this key, which did what its default does
             continue
         a, b = old[key], new.get(key)
         if (prefix == "train." and key in FREE) or (prefix == "" and key in PLACES):
@@ -78,7 +83,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> I
 
 @contextmanager
 def alone_in(run: Path) -> Iterator[None]:
-    """Hold the run's folder, as two trainings in one would overwrite each other; remove what a killed one left."""
+    """Locks the run's folder against a second training, and removes what a killed one left unfinished."""
     run.mkdir(parents=True, exist_ok=True)
     with lock(run / ".lock") as alone:
         if not alone:

@@ -46,7 +46,7 @@ class SpanRecipe(Recipe):
         if self.train.init is not None:
             raise ValueError("train.init: an encoder's folder has no decoder to go on with: leave it out")
         if self.train.mixed_precision == "fp16":
-            raise ValueError("train.mixed_precision = fp16: T5 overflows in it: take bf16 or 'no'")
+            raise ValueError("train.mixed_precision = fp16: T5 overflows in it: use bf16 or no")
         return self
 
 
@@ -67,7 +67,7 @@ class SpanTask:
         self.sentinels = int(room * recipe.spans.density) + 1
         torch.manual_seed(randomness.generator(recipe.seed, "init").initial_seed())
         self.pair = T5Pair(recipe.t5, self.tokenizer, self.sentinels)
-        self.players: dict[str, nn.Module] = {"t5": self.pair}
+        self.networks: dict[str, nn.Module] = {"t5": self.pair}
 
     def __len__(self) -> int:
         return len(self.words)
@@ -99,7 +99,7 @@ class SpanTask:
         return {"ids": ids, "mask": mask, "before": before, "wanted": wanted.masked_fill(~real, NO_TARGET)}
 
     def loss(
-        self, player: str, networks: dict[str, nn.Module], batch: dict[str, Any]
+        self, name: str, networks: dict[str, nn.Module], batch: dict[str, Any]
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Cross entropy, averaged in each caption and then over captions, however the batch is cut."""
         each = token_losses(networks["t5"], batch)

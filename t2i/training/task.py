@@ -1,4 +1,4 @@
-"""What the loop asks of a task: players, batches that are functions of (indices, step), and a loss a player."""
+"""The interface between the loop and a task: networks, batches that are functions of (indices, step), and losses."""
 
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -9,47 +9,47 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class Task(Protocol):
-    """One component's training. Each player is a network that the loop gives an optimiser of its own."""
+    """Defines the training of one component."""
 
-    players: dict[str, nn.Module]
-    """The trained networks, in the order in which they act in a step."""
+    networks: dict[str, nn.Module]
+    """The trained networks by name, in the order in which their losses are computed; each has its own optimiser."""
 
     couples_batch: bool
-    """True where the loss couples the samples of a batch (contrast): then nothing is accumulated."""
+    """True if the loss couples the samples of a batch (contrastive), so that gradients cannot be accumulated."""
 
     def __len__(self) -> int:
-        """How many training samples there are."""
+        """Returns the number of training samples."""
         ...
 
     def order(self, step: int, global_batch: int, seed: int) -> Int[Tensor, " b"]:
-        """The sample indices of optimiser step `step`, whatever the number of ranks."""
+        """Returns the sample indices of optimiser step `step`; they do not depend on the number of processes."""
         ...
 
     def batch(self, indices: Int[Tensor, " b"], step: int) -> dict[str, Any]:
-        """The micro-batch of these samples, on the CPU: tensors, or bundles that have `.to(device)`."""
+        """Returns the micro-batch of these samples on the CPU: tensors, or objects that have `.to(device)`."""
         ...
 
     def loss(
-        self, player: str, networks: dict[str, nn.Module], batch: dict[str, Any]
+        self, name: str, networks: dict[str, nn.Module], batch: dict[str, Any]
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """The loss of one player (mean over the micro-batch) and terms to report.
+        """Returns the loss of network `name` (mean over the micro-batch) and terms to report.
 
-        `networks[player]` is wrapped for data parallelism and must be called, not reached into; the others are frozen.
+        `networks[name]` is wrapped for data parallelism: call it, do not reach into it. The others are frozen.
         """
         ...
 
     def validate(self, networks: dict[str, nn.Module]) -> dict[str, float]:
-        """Deterministic figures on the validation data (averaged weights in place, eval mode)."""
+        """Returns deterministic figures on the validation data (EMA weights, eval mode)."""
         ...
 
     def samples(self, networks: dict[str, nn.Module]) -> Float[Tensor, "b 3 h w"] | None:
-        """Pictures in [-1, 1] for a grid: the same prompts and noise at every call. None where there are none."""
+        """Returns images in [-1, 1] for a grid, from the same prompts and noise at every call, or None."""
         ...
 
     def export(self, networks: dict[str, nn.Module], folder: Path) -> None:
-        """Write the component under `folder`, as others load it."""
+        """Writes the trained component under `folder`."""
         ...
 
     def finish(self, networks: dict[str, nn.Module]) -> dict[str, Any]:
-        """What is measured once, at the end of training (after the last export): the report."""
+        """Returns the report, which is computed once, after the last export."""
         ...

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from t2i import randomness
 from t2i.config import Section
 from t2i.text.clip import CLIPTextEncoder
-from t2i.text.neighbours import Neighbours
 from t2i.text.tokenizer import identity, learn_tokenizer, tokenize
 from t2i.text.towers import ContrastivePair, ImageTower, ImageTowerConfig, TextTowerConfig, text_tower
 from t2i.training.contrast import ContrastiveLoss, name, recall
-from t2i.training.pictures import open_both
+from t2i.training.hard_negatives import Neighbours
+from t2i.training.images import open_both
 from t2i.training.recipes import Recipe
 
 BATCH = 128  # pairs a forward pass when measuring
@@ -75,7 +75,7 @@ class TextEncoderTask:
         torch.manual_seed(randomness.generator(recipe.seed, "init").initial_seed())
         self.tokenizer, self.pair = self._pair(recipe)
         say_cut(self.tokenizer, self.captions, quiet)
-        self.players: dict[str, nn.Module] = {"pair": self.pair}
+        self.networks: dict[str, nn.Module] = {"pair": self.pair}
         self.contrast = ContrastiveLoss()
         self._epoch = lru_cache(maxsize=2)(self._order_of_epoch)
 
@@ -124,7 +124,7 @@ class TextEncoderTask:
         return tokens.ids[:, : int(tokens.mask.sum(1).max())]
 
     def loss(
-        self, player: str, networks: dict[str, nn.Module], batch: dict[str, Any]
+        self, name: str, networks: dict[str, nn.Module], batch: dict[str, Any]
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The contrastive loss over the batches of all ranks."""
         images, texts, scale = networks["pair"](batch["pixels"], batch["ids"])

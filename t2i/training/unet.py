@@ -21,9 +21,9 @@ from t2i.generator.unet import UNet
 from t2i.generator.unet_config import UNetConfig
 from t2i.pipeline import Defaults, Pipeline
 from t2i.text.encoder import load_text_encoder
-from t2i.training.pictures import open_both
+from t2i.training.distributed import process_state
+from t2i.training.images import open_both
 from t2i.training.precompute import Frozen, captions_of, open_or_build, whitening_projector
-from t2i.training.ranks import ranks
 from t2i.training.recipes import Recipe
 from t2i.training.short_captions import ShortCaptions
 
@@ -84,7 +84,7 @@ class UNetTask:
         self.unet = self._network(recipe, vae, text.width)
         self.unet.enable_gradient_checkpointing(recipe.train.gradient_checkpointing)
         self.generator = LatentDiffusion.from_config(self.unet, recipe.scheduler)
-        self.players: dict[str, nn.Module] = {"unet": self.unet}
+        self.networks: dict[str, nn.Module] = {"unet": self.unet}
         self.pipeline = Pipeline(
             text,
             self.generator,
@@ -138,7 +138,7 @@ class UNetTask:
         return {"latents": latents * self.frozen.vae.config.scaling_factor, "cond": cond, "t": t, "eps": eps}
 
     def loss(
-        self, player: str, networks: dict[str, nn.Module], batch: dict[str, Any]
+        self, name: str, networks: dict[str, nn.Module], batch: dict[str, Any]
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Algorithm 1."""
         each = self.generator.loss(networks["unet"], batch["latents"], batch["cond"], batch["t"], batch["eps"])
@@ -187,7 +187,7 @@ def timestep(rows: Int[Tensor, " b"], T: int) -> Int[Tensor, " b"]:
 
 def load_frozen(recipe: UNetRecipe) -> Frozen:
     """The text encoder and the autoencoder of a recipe, frozen, on this process's device."""
-    device = ranks().device
+    device = process_state().device
     try:
         text = load_text_encoder(recipe.text_encoder, recipe.text_layer)
     except ValueError as error:

@@ -13,7 +13,7 @@ from t2i.autoencoder import metrics
 from t2i.autoencoder.kl import AutoencoderKL, AutoencoderKLConfig, Gaussian
 from t2i.autoencoder.loss import autoencoder_loss
 from t2i.config import Section
-from t2i.training.pictures import open_both, order
+from t2i.training.images import open_both, order
 from t2i.training.recipes import Recipe
 
 BATCH = 64  # pictures a forward pass when measuring
@@ -50,7 +50,7 @@ class VAETask:
             raise ValueError(f"size={recipe.size} is not a multiple of the autoencoder's factor {self.vae.factor}")
         if len(self.held_out.usable) < 2:
             raise ValueError("validation: at least 2 pictures are needed, active units are a variance over them")
-        self.players: dict[str, nn.Module] = {"vae": self.vae}
+        self.networks: dict[str, nn.Module] = {"vae": self.vae}
         side = recipe.size // self.vae.factor
         self.latent_shape = (self.vae.config.latent_channels, side, side)
 
@@ -67,7 +67,7 @@ class VAETask:
         return {"pixels": self.pictures.batch(indices), "eps": torch.stack(noise)}
 
     def loss(
-        self, player: str, networks: dict[str, nn.Module], batch: dict[str, Any]
+        self, name: str, networks: dict[str, nn.Module], batch: dict[str, Any]
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Reconstruction + beta KL."""
         reconstruction, posterior = networks["vae"](batch["pixels"], batch["eps"])

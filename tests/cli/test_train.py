@@ -70,7 +70,7 @@ def test_a_run_that_fails_exits_with_1(t2i, recipe, tmp_path):
     [
         (["train.stepz=3"], "unknown key `train.stepz`; did you mean `train.steps`?"),
         (["vae.latent_chanels=3"], "unknown key `vae.latent_chanels`; did you mean `vae.latent_channels`?"),
-        (["train.mixed_precision=no"], "quote it: 'no'"),
+        (["train.mixed_precision=yes"], "`train.mixed_precision`: Input should be 'no', 'fp16' or 'bf16'"),
         (["train.micro_batch=3"], "train.global_batch=4 is not a multiple of train.micro_batch=3 x 1 processes"),
         (["data={source: folder, path: /no/such/place}"], "data.path = '/no/such/place' does not exist"),
         (["data={source: folder}"], "data.path is needed for data.source=folder"),
@@ -91,14 +91,14 @@ def test_bad_input_exits_with_2_and_names_the_key(t2i, recipe, overrides, said):
 def test_what_a_run_cannot_go_on_with_is_refused_before_pictures_are_read(t2i, recipe, tmp_path):
     assert t2i("train", "vae", recipe)[0] == 0
     for override, said in (
-        ("train.lr=1", "was begun with another recipe: `train.lr` was"),
-        ("train.steps=1", "is at step 2 already, beyond train.steps=1"),
+        ("train.lr=1", "was started with another recipe: `train.lr` was"),
+        ("train.steps=1", "is already at step 2, beyond train.steps=1"),
     ):
         code, _, err = t2i("train", "vae", recipe, override)
         assert code == 2 and said in err and "reading" not in err
     (tmp_path / "file").write_text("")
     code, _, err = t2i("train", "vae", recipe, f"out={tmp_path / 'file'}")
-    assert code == 2 and "is a file: name a folder" in err
+    assert code == 2 and "is a file: give a folder" in err
 
 
 def test_an_empty_folder_and_a_missing_recipe_are_named(t2i, recipe, tmp_path):

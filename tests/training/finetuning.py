@@ -1,14 +1,13 @@
 """A tiny pipeline, a few pictures, and `t2i finetune` on them in this process."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
 from pipeline.tiny import make_pipeline
 
 from t2i.cli.finetune_run import complete, gather, look
-from t2i.training.finetune_measure import Finetuning, measure_before
+from t2i.training.finetune.before_after import Finetuning, measure_before
 from t2i.training.loop import train
 
 COLOURS = ["red", "green", "blue", "gray", "white", "black", "yellow", "purple", "orange", "pink"]
@@ -50,6 +49,5 @@ def run(model: Path, data: Path, out: Path, *arguments: str) -> Finetuning:
     """Fine-tune as the command line does."""
     task = prepare(model, data, out, *arguments)
     measure_before(task)
-    recipe: Any = task.recipe
-    train(task, recipe.train, recipe.seed, recipe.run, recipe.model_dump(mode="json"))
+    train(task, task.recipe)
     return task

@@ -12,9 +12,9 @@ from scipy import stats
 
 from t2i.cli.models import open_model
 from t2i.data.source import DataConfig, open_source
-from t2i.training.finetune import BINS, PLAYER, held_timesteps
-from t2i.training.finetune_measure import distances, paired
-from t2i.training.finetune_recipe import FinetuneRecipe, fill
+from t2i.training.finetune.before_after import distances, paired
+from t2i.training.finetune.recipe import FinetuneRecipe, fill
+from t2i.training.finetune.task import BINS, NAME, held_timesteps
 
 from . import finetuning as f
 
@@ -56,7 +56,7 @@ def test_every_method_trains_its_parameters_alone_and_its_run_is_a_model(method,
     options = {"seeds": [3], "num_inference_steps": 2, "output_type": "pt"}
     found = learnt(prompt, **options).images
     # The same picture as the live networks draw: nothing was lost on the way to the folder.
-    task.player.eval()
+    task.trainable.eval()
     if task.recipe.train.ema is None:
         torch.testing.assert_close(found, task.pipeline(prompt, **options).images, atol=2e-5, rtol=0)
     assert not torch.allclose(found, base(prompt, **options).images, atol=1e-4)
@@ -97,7 +97,7 @@ def test_in_half_precision_what_is_frozen_is_half_and_what_is_trained_is_not(mod
     first, second = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("wide", "half"))
     losses = [[row["loss"] for row in map(json.loads, rows) if "loss" in row] for rows in (first, second)]
     assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
-    before, after = (run.held_losses(run.players).mean().item() for run in (wide, task))
+    before, after = (run.held_losses(run.networks).mean().item() for run in (wide, task))
     assert before == pytest.approx(after, rel=0.02)
 
 
@@ -117,13 +117,13 @@ def test_lora_begins_without_effect_and_holds_only_itself(model, data, lora, tmp
     from t2i.nn.lora import remove_lora
 
     remove_lora(fresh.generator.unet)
-    fresh.player.eval()
-    torch.testing.assert_close(fresh.held_losses({PLAYER: fresh.player}), before)
+    fresh.trainable.eval()
+    torch.testing.assert_close(fresh.held_losses({NAME: fresh.trainable}), before)
     newest = sorted(out.glob("checkpoints/step_*"))[-1]
-    saved = load_file(newest / f"{PLAYER}.safetensors")
+    saved = load_file(newest / f"{NAME}.safetensors")
     assert saved
     assert all("lora_" in name for name in saved)
-    assert {p.numel() for p in saved.values()} == {p.numel() for p in task.player.parameters()}
+    assert {p.numel() for p in saved.values()} == {p.numel() for p in task.trainable.parameters()}
     assert json.loads((out / "report.json").read_text())["trained_parameters"] == sum(p.numel() for p in saved.values())
 
 
@@ -144,7 +144,7 @@ def test_interrupted_is_straight(model, data, lora, tmp_path):
 
     task.export = export
     with pytest.raises(KeyboardInterrupt):
-        f.train(task, recipe.train, recipe.seed, recipe.run, recipe.model_dump(mode="json"))
+        f.train(task, recipe)
     f.run(model, data, tmp_path / "run", *arguments)
     name = "pytorch_lora_weights.safetensors"
     a, b = load_file(out / name), load_file(tmp_path / "run" / name)
@@ -176,7 +176,7 @@ def test_prior_pictures_are_drawn_once_and_weighed(model, data, tmp_path):
     assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "run" / "class").glob("*.png")} == drawn
     batch = task.batch(torch.tensor([0, 1]), 0)
     assert batch["weight"].tolist() == [0.5, 0.5, 0.25, 0.25]
-    loss, terms = task.loss(PLAYER, {PLAYER: task.player}, batch)
+    loss, terms = task.loss(NAME, {NAME: task.trainable}, batch)
     each = task.generator.loss(task.generator.unet, batch["latents"], batch["cond"], batch["t"], batch["eps"])
     torch.testing.assert_close(loss, each[:2].mean() + 0.5 * each[2:].mean())
     torch.testing.assert_close(terms["prior"], 0.5 * each[2:].mean())
@@ -196,11 +196,11 @@ def test_word_is_learnt_alone(model, data, tmp_path):
     words = METHODS["textual-inversion"]
     task = f.prepare(model, data, tmp_path / "run", "method=textual-inversion", *words)
     text = task.pipeline.text_encoder
-    [vectors] = task.player.parameters()
+    [vectors] = task.trainable.parameters()
     known = text.tokenizer("red", add_special_tokens=False)["input_ids"]
     torch.testing.assert_close(vectors[0], text.embeddings()[known[0]])
     assert not torch.equal(vectors[0], vectors[1])
-    loss, _ = task.loss(PLAYER, {PLAYER: task.player}, task.batch(torch.tensor([0, 1]), 0))
+    loss, _ = task.loss(NAME, {NAME: task.trainable}, task.batch(torch.tensor([0, 1]), 0))
     loss.backward()
     assert vectors.grad is not None
     assert (vectors.grad.abs().sum(1) > 0).all()  # both are read where the word stands once

@@ -1,58 +1,60 @@
 """The loop on tasks that can be worked out by hand."""
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from t2i.config import TrainConfig
 from t2i.errors import RunFailed
 from t2i.training.loop import train
 from t2i.training.optim import adamw, learning_rate
+from t2i.training.recipes import Recipe
 
 from . import tiny
 from .toys import Duel, Regression
 
 
-def config(**keys) -> TrainConfig:
-    return TrainConfig.model_validate({"steps": 4, "global_batch": 8, "lr": 0.1, "log_every": 1} | keys)
+def recipe(out: Path, **keys) -> Recipe:
+    train = {"steps": 4, "global_batch": 8, "lr": 0.1, "log_every": 1} | keys
+    return Recipe.model_validate({"out": str(out), "data": {}, "train": train})
 
 
 def weights(task) -> list[torch.Tensor]:
-    return [p.detach().clone() for network in task.players.values() for p in network.parameters()]
+    return [p.detach().clone() for network in task.networks.values() for p in network.parameters()]
 
 
 def test_all_gradients_are_taken_before_any_update(tmp_path):
-    settings = config(steps=1, clip_norm=None)
+    settings = recipe(tmp_path, steps=1, clip_norm=None)
     duel, by_hand = Duel(), Duel()
     before = weights(duel)
-    train(duel, settings, 0, tmp_path, {})
+    train(duel, settings)
     batch = by_hand.batch(by_hand.order(0, 8, 0), 0)
     gradients = {}
-    for name, network in by_hand.players.items():
-        loss, _ = by_hand.loss(name, by_hand.players, batch)
+    for name, network in by_hand.networks.items():
+        loss, _ = by_hand.loss(name, by_hand.networks, batch)
         own = [p for p in network.parameters() if p.requires_grad]
         gradients[name] = torch.autograd.grad(loss, own)
-    for name, network in by_hand.players.items():
+    for name, network in by_hand.networks.items():
         own = [p for p in network.parameters() if p.requires_grad]
         for weight, gradient in zip(own, gradients[name], strict=True):
             weight.grad = gradient
-        optimizer = adamw(network.parameters(), settings)
+        optimizer = adamw(network.parameters(), settings.train)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(0, settings)
+            group["lr"] = learning_rate(0, settings.train)
         optimizer.step()
     for found, expected in zip(weights(duel), weights(by_hand), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
     moved = [not a.equal(b) for a, b in zip(before, weights(duel), strict=True)]
     assert moved == [True, True, True, False, True, True]  # what was frozen stays so
-    assert not duel.players["critic"][0].bias.requires_grad  # pyright: ignore
+    assert not duel.networks["critic"][0].bias.requires_grad  # pyright: ignore
 
 
-def test_each_player_has_its_figures_and_its_files(tmp_path):
-    train(Duel(), config(steps=2, ema=0.9), 0, tmp_path, {})
+def test_each_network_has_its_figures_and_its_files(tmp_path):
+    train(Duel(), recipe(tmp_path, steps=2, ema=0.9))
     assert {"generator.loss", "generator.grad_norm", "critic.loss", "critic.grad_norm"} <= tiny.rows(tmp_path)[0].keys()
     names = {path.name for path in (tmp_path / "checkpoints" / "step_0000002").iterdir()}
-    parts = {f"{player}.{part}safetensors" for player in ("generator", "critic") for part in ("", "optimizer.", "ema.")}
+    parts = {f"{name}.{part}safetensors" for name in ("generator", "critic") for part in ("", "optimizer.", "ema.")}
     assert names == parts | {"state.json", "manifest.json"}
 
 
@@ -60,11 +62,11 @@ def test_each_player_has_its_figures_and_its_files(tmp_path):
 @pytest.mark.parametrize(("fault", "stage"), [("loss", "forward"), ("gradient", "backward")])
 def test_what_is_not_finite_stops_the_run_before_the_update(tmp_path, fault, stage, clip):
     good = Regression()
-    train(good, config(steps=2, lr_schedule="constant", clip_norm=clip), 0, tmp_path / "good", {})
+    train(good, recipe(tmp_path / "good", steps=2, lr_schedule="constant", clip_norm=clip))
     bad = Regression(fault)
-    settings = config(steps=4, lr_schedule="constant", clip_norm=clip, save_every=1, keep=9)
+    settings = recipe(tmp_path / "bad", steps=4, lr_schedule="constant", clip_norm=clip, save_every=1, keep=9)
     with pytest.raises(RunFailed, match=f"step 3: .* of `line` is nan after the {stage} pass"):
-        train(bad, settings, 0, tmp_path / "bad", {})
+        train(bad, settings)
     assert weights(bad)[0].equal(weights(good)[0])
     saved = sorted((tmp_path / "bad" / "checkpoints").iterdir())
     assert [path.name for path in saved] == ["step_0000001", "step_0000002"]
@@ -74,7 +76,7 @@ def test_gradients_are_clipped_to_the_norm(tmp_path):
     def moved(clip) -> torch.Tensor:
         task = Regression()
         begun = weights(task)[0]
-        train(task, config(steps=1, clip_norm=clip, betas=(0.0, 0.0), weight_decay=0.0), 0, tmp_path / str(clip), {})
+        train(task, recipe(tmp_path / str(clip), steps=1, clip_norm=clip, betas=(0.0, 0.0), weight_decay=0.0))
         return weights(task)[0] - begun
 
     # AdamW's epsilon, 1e-8, counts where the clipped gradient is of its size.
@@ -95,7 +97,7 @@ def test_a_batch_in_parts_is_the_batch_at_once(tmp_path):
 
 def test_export_and_validation_see_the_averaged_weights_and_training_the_live_ones(tmp_path):
     task = Regression()
-    train(task, config(ema=0.5), 0, tmp_path, {})
+    train(task, recipe(tmp_path, ema=0.5))
     from t2i.component import read_safetensors
     from t2i.files import read_json
 
@@ -109,7 +111,7 @@ def test_export_and_validation_see_the_averaged_weights_and_training_the_live_on
 def test_a_run_that_cannot_be_saved_says_so(tmp_path):
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
     with pytest.raises(RunFailed, match=r"step 4 could not be saved: .*checkpoints.*MiB are free"):
-        train(Regression(), config(), 0, tmp_path, {})
+        train(Regression(), recipe(tmp_path))
 
 
 def test_time_of_validation_and_saving_is_not_training_time(tmp_path):
@@ -120,6 +122,6 @@ def test_time_of_validation_and_saving_is_not_training_time(tmp_path):
             return {}
 
     start = time.monotonic()
-    train(Slow(), config(steps=3, validate_every=1), 0, tmp_path, {})
+    train(Slow(), recipe(tmp_path, steps=3, validate_every=1))
     seconds = sum(8 / row["samples_per_second"] for row in tiny.rows(tmp_path, "samples_per_second"))
     assert seconds <= time.monotonic() - start - 3 * 0.5

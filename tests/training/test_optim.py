@@ -8,9 +8,9 @@ from torch import nn
 
 from t2i.config import TrainConfig
 from t2i.training.checkpoint import pack_optimizer, unpack_optimizer
+from t2i.training.distributed import BatchSplit
 from t2i.training.ema import EMA
 from t2i.training.optim import adamw, learning_rate, optimizer
-from t2i.training.plan import Plan
 
 
 def config(**keys) -> TrainConfig:
@@ -132,24 +132,24 @@ WARM = [2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15, 7 / 16, 8 / 17, 9 / 18, 0.5]  # 
 
 
 @pytest.mark.parametrize(
-    ("micro", "ranks", "expected"),
+    ("micro", "processes", "expected"),
     [(None, 1, (8, 1, 1)), (None, 4, (2, 1, 4)), (2, 1, (2, 4, 1)), (2, 2, (2, 2, 2)), (1, 8, (1, 1, 8))],
 )
-def test_plan_is_micro_x_accumulation_x_ranks(micro, ranks, expected):
-    plan = Plan.of(config(micro_batch=micro), ranks, couples_batch=False)
-    assert (plan.micro, plan.accumulation, plan.ranks) == expected
-    assert plan.micro * plan.accumulation * plan.ranks == 8
+def test_split_is_micro_x_accumulation_x_processes(micro, processes, expected):
+    split = BatchSplit.of(config(micro_batch=micro), processes, couples_batch=False)
+    assert (split.micro, split.accumulation, split.processes) == expected
+    assert split.micro * split.accumulation * split.processes == 8
 
 
 @pytest.mark.parametrize(
-    ("micro", "ranks", "couples", "said"),
+    ("micro", "processes", "couples", "message"),
     [
-        (None, 3, False, "global_batch=8 cannot be dealt to 3 processes"),
+        (None, 3, False, "global_batch=8 cannot be split over 3 processes"),
         (3, 1, False, "global_batch=8 is not a multiple of train.micro_batch=3 x 1 processes"),
         (4, 4, False, "micro_batch=4 x 4 processes"),
         (2, 2, True, "leave train.micro_batch out, or set it to 4"),
     ],
 )
-def test_plans_that_do_not_work_out_are_refused(micro, ranks, couples, said):
-    with pytest.raises(ValueError, match=said):
-        Plan.of(config(micro_batch=micro), ranks, couples)
+def test_splits_that_do_not_work_out_are_refused(micro, processes, couples, message):
+    with pytest.raises(ValueError, match=message):
+        BatchSplit.of(config(micro_batch=micro), processes, couples)

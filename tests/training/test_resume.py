@@ -66,7 +66,7 @@ def test_killed_then_interrupted_is_the_straight_run(straight, tmp_path):
     assert stopped.exitcode == 130, log.read_text()
     step = read_json(sorted((out / "checkpoints").glob("step_*"))[-1] / "state.json")["step"]
     said = log.read_text()
-    assert f"stopped after step {step}; the same command goes on from there" in said and "Traceback" not in said
+    assert f"stopped after step {step}; the same command resumes from it" in said and "Traceback" not in said
     assert 4 * SAVE_EVERY < step < STEPS
 
     said = finished(start([command], log), log)
@@ -96,7 +96,7 @@ def test_a_finished_run_has_nothing_to_do(straight, copied, capsys):
 def test_another_recipe_is_refused_by_name(copied):
     values = again(copied, lr=0.5, ema=None)
     values["vae"] = tiny.VAE | {"latent_channels": 4}
-    with pytest.raises(ValueError, match="begun with another recipe") as error:
+    with pytest.raises(ValueError, match="started with another recipe") as error:
         tiny.run("vae", values)
     for said in ("`train.lr` was 0.003, is 0.5", "`train.ema` was 0.9, is None", "`vae.latent_channels` was 2, is 4"):
         assert said in str(error.value)

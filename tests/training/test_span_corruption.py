@@ -132,8 +132,8 @@ def test_batches_are_functions_of_rows_and_step(tmp_path):
 def test_loss_is_a_mean_over_captions_however_they_are_cut(tmp_path):
     made = task(tmp_path, captions=8)
     batch = made.batch(torch.arange(8), 0)
-    whole, _ = made.loss("t5", made.players, batch)
-    parts = [made.loss("t5", made.players, {k: v[i : i + 2] for k, v in batch.items()})[0] for i in range(0, 8, 2)]
+    whole, _ = made.loss("t5", made.networks, batch)
+    parts = [made.loss("t5", made.networks, {k: v[i : i + 2] for k, v in batch.items()})[0] for i in range(0, 8, 2)]
     torch.testing.assert_close(torch.stack(parts).mean(), whole)
     logits = made.pair(batch["ids"], batch["mask"], batch["before"])
     each = []
@@ -150,19 +150,19 @@ def test_loss_is_a_mean_over_captions_however_they_are_cut(tmp_path):
 
 def test_overfits_and_exports_what_was_trained(tmp_path):
     made = task(tmp_path, captions=4, lr=1e-2)
-    first = made.validate(made.players)
+    first = made.validate(made.networks)
     optimizer = torch.optim.AdamW(made.pair.parameters(), lr=1e-2)
     batch = made.batch(torch.arange(4), 0)
     for _ in range(60):
-        loss, _ = made.loss("t5", made.players, batch)
+        loss, _ = made.loss("t5", made.networks, batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.1  # pyright: ignore[reportPossiblyUnboundVariable]
     with torch.no_grad():
-        figures = made.validate(made.players)
-        assert figures == made.validate(made.players) and figures["loss"] < first["loss"]
-        made.export(made.players, tmp_path)
+        figures = made.validate(made.networks)
+        assert figures == made.validate(made.networks) and figures["loss"] < first["loss"]
+        made.export(made.networks, tmp_path)
         encoder = load_text_encoder(tmp_path)
         assert isinstance(encoder, T5TextEncoder) and encoder.use_attention_mask and encoder.width == 16
         captions = both_captions(made.recipe)[0]
@@ -176,7 +176,7 @@ def test_overfits_and_exports_what_was_trained(tmp_path):
         torch.testing.assert_close(states.tokens, trained)
         stock = T5EncoderModel.from_pretrained(tmp_path / "text_encoder")
         torch.testing.assert_close(stock(**batch).last_hidden_state, trained)
-        report = made.finish(made.players)
+        report = made.finish(made.networks)
     assert report["text_parameters"] == sum(p.numel() for p in stock.parameters())
     assert report["captions"] == 6 and report["captions_seen_in_training"] == 0
     assert encoder.config.vocab_size == len(encoder.tokenizer) + made.sentinels

@@ -67,7 +67,7 @@ def test_two_sizes_learn_against_one_frozen_image_tower(pair, tmp_path):
     for size in ("mini", "tiny"):
         task = TextEncoderTask(TextEncoderRecipe.model_validate(frozen(tmp_path / size, pair, size=size)), quiet=True)
         untrained = {k: v.clone() for k, v in task.pair.text.state_dict().items()}
-        tiny.train(task, task.recipe.train, 0, task.recipe.run, task.recipe.model_dump(mode="json"))
+        tiny.train(task, task.recipe)
         for tower in (task.pair.image, ImageTower.load(tmp_path / size / "image_encoder")):
             assert all(tensor.equal(before[k]) for k, tensor in tower.state_dict().items())
         moved = [k for k, v in task.pair.text.state_dict().items() if not v.equal(untrained[k])]

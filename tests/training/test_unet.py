@@ -10,7 +10,7 @@ import torch
 from t2i.component import read_safetensors
 from t2i.data.source import open_source
 from t2i.pipeline import Pipeline
-from t2i.training.pictures import open_pictures
+from t2i.training.images import open_pictures
 from t2i.training.precompute import whitening_projector
 from t2i.training.unet import UNetRecipe, build_caches, load_frozen, timestep
 
@@ -130,9 +130,9 @@ def test_timestep_bias_draws_noisy_steps_more_often(task, components, tmp_path):
 
 def test_validation_is_deterministic(task):
     with torch.no_grad():
-        first = task.validate(task.players)
+        first = task.validate(task.networks)
         torch.manual_seed(3)
-        assert task.validate(task.players) == first
+        assert task.validate(task.networks) == first
     assert first["loss"] > 0 and len(first) > 1
 
 

@@ -38,11 +38,11 @@ def test_batches_are_functions_of_seed_step_and_sample(tmp_path):
 def test_the_scale_is_measured_on_the_training_latents(tmp_path):
     task = tiny.task("vae", tiny.vae(tmp_path, steps=1))
     with torch.no_grad():
-        task.export(task.players, tmp_path)
+        task.export(task.networks, tmp_path)
         vae = AutoencoderKL.load(tmp_path / "vae")
         posterior = vae.encode(task.pictures.batch(list(range(8))))
         draws = torch.stack([posterior.sample(torch.randn(posterior.mean.shape)) for _ in range(400)])
-        report = task.finish(task.players)
+        report = task.finish(task.networks)
     assert (draws * vae.config.scaling_factor).std().item() == pytest.approx(1, abs=0.02)
     written = read_json(tmp_path / "vae" / "config.json")
     assert report["scaling_factor"] == vae.config.scaling_factor == written["scaling_factor"]
@@ -52,10 +52,10 @@ def test_the_scale_is_measured_on_the_training_latents(tmp_path):
 def test_validation_is_deterministic_and_draws_nothing(tmp_path):
     task = tiny.task("vae", tiny.vae(tmp_path, steps=1))
     with torch.no_grad():
-        first = task.validate(task.players)
+        first = task.validate(task.networks)
         torch.manual_seed(5)
-        assert task.validate(task.players) == first
-        assert task.samples(task.players).shape == (4, 3, 16, 16)
+        assert task.validate(task.networks) == first
+        assert task.samples(task.networks).shape == (4, 3, 16, 16)
 
 
 def test_goes_on_from_another_autoencoder(straight, tmp_path):

@@ -13,8 +13,8 @@ from t2i.data.source import DataConfig
 from t2i.text.clip import CLIPTextEncoder
 from t2i.text.tokenizer import SMALLEST, learn_tokenizer
 from t2i.text.towers import TextTowerConfig, text_tower
+from t2i.training.images import open_pictures
 from t2i.training.loop import train
-from t2i.training.pictures import open_pictures
 from t2i.training.text_encoder import TextEncoderRecipe, TextEncoderTask
 from t2i.training.unet import UNetRecipe, UNetTask
 from t2i.training.vae import VAERecipe, VAETask
@@ -102,8 +102,7 @@ def task(kind: str, values: dict[str, Any]) -> Any:
 def run(kind: str, values: dict[str, Any]) -> Any:
     """Train in this process, as the command line does; returns the task."""
     made = task(kind, values)
-    recipe = made.recipe
-    train(made, recipe.train, recipe.seed, recipe.run, recipe.model_dump(mode="json"))
+    train(made, made.recipe)
     return made
 
 

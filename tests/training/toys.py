@@ -21,7 +21,7 @@ class Regression:
 
     def __init__(self, fault: str = "", when: int = 2) -> None:
         torch.manual_seed(0)
-        self.players: dict[str, nn.Module] = {"line": nn.Linear(3, 1, bias=False)}
+        self.networks: dict[str, nn.Module] = {"line": nn.Linear(3, 1, bias=False)}
         self.x = randomness.normal((16, 3), 0, "x")
         self.fault, self.when = fault, when
 
@@ -35,7 +35,7 @@ class Regression:
         return {"x": self.x[indices], "bad": torch.tensor(step == self.when)}
 
     def loss(
-        self, player: str, networks: dict[str, nn.Module], batch: dict[str, Any]
+        self, name: str, networks: dict[str, nn.Module], batch: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         out = networks["line"](batch["x"])
         loss = (out - batch["x"].sum(1, keepdim=True)).square().mean()
@@ -67,10 +67,10 @@ class Duel(Regression):
         torch.manual_seed(1)
         critic = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
         critic[0].bias.requires_grad_(False)  # pyright: ignore[reportCallIssue]
-        self.players = {"generator": nn.Linear(3, 3), "critic": critic}
+        self.networks = {"generator": nn.Linear(3, 3), "critic": critic}
 
-    def loss(self, player: str, networks: dict[str, nn.Module], batch: dict[str, Any]) -> Loss:
+    def loss(self, name: str, networks: dict[str, nn.Module], batch: dict[str, Any]) -> Loss:
         made = networks["critic"](networks["generator"](batch["x"]))
-        if player == "generator":
+        if name == "generator":
             return F.softplus(-made).mean(), {}
         return F.softplus(made).mean() + F.softplus(-networks["critic"](batch["x"] * 2)).mean(), {}

@@ -16,8 +16,8 @@ from t2i.data.decode import decode
 from t2i.data.grid import picture_grid
 from t2i.data.transforms import prepare, to_pixels
 from t2i.files import atomic_folder, read_json, write_json
-from t2i.training.finetune import PLAYER, FinetuneTask
-from t2i.training.finetune_data import pixels, small
+from t2i.training.finetune.data import pixels, small
+from t2i.training.finetune.task import NAME, FinetuneTask
 
 LEVEL = 0.95  # of the intervals
 SIDE = 32  # of the small copies that pictures are compared by
@@ -29,7 +29,7 @@ class Finetuning(FinetuneTask):
 
     def finish(self, networks: dict[str, nn.Module]) -> dict[str, Any]:
         """Before and after: the report as numbers, and RUN/report.html."""
-        from t2i.training.finetune_report import write_report
+        from t2i.training.finetune.report import write_report
 
         found = measure_after(self, networks)
         write_json(self.recipe.run / "report.json", found)
@@ -43,8 +43,8 @@ def measure_before(task: FinetuneTask) -> None:
     key = {"key": identity(task), "prompts": task.prompts, "old_prompts": list(task.recipe.sample.old_prompts)}
     if (folder / "before.json").is_file() and read_json(folder / "before.json") == key:
         return
-    task.player.eval()
-    losses = task.held_losses({PLAYER: task.player})
+    task.trainable.eval()
+    losses = task.held_losses({NAME: task.trainable})
     with atomic_folder(folder) as tmp:
         draw_into(tmp, task)
         save_weights({"losses": losses}, tmp / "losses.safetensors")
@@ -78,7 +78,7 @@ def measure_after(task: FinetuneTask, networks: dict[str, nn.Module]) -> dict[st
         if prompts:
             pictures = [open_png(run / when / f"{name}_{k:02}.png") for k in range(len(prompts)) for when in WHEN]
             picture_grid(pictures, 2 * math.ceil(math.sqrt(len(prompts) / 2))).save(run / f"ab_{name}.png")
-    trained = sum(p.numel() for p in task.player.parameters())
+    trained = sum(p.numel() for p in task.trainable.parameters())
     networks_of = (task.generator.unet, task.pipeline.text_encoder, task.pipeline.autoencoder)
     total = sum(p.numel() for network in networks_of for p in network.parameters() if not p.requires_grad) + trained
     bins = task.held_bins()

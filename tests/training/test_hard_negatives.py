@@ -3,7 +3,7 @@
 from collections import Counter
 from itertools import pairwise
 
-from t2i.text.neighbours import Neighbours
+from t2i.training.hard_negatives import Neighbours
 from tests.text.tiny import CAPTIONS
 
 

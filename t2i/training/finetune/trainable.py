@@ -12,12 +12,12 @@ from t2i.pipeline import Pipeline
 from t2i.text.base import TextEncoder
 from t2i.text.clip import CLIPTextEncoder
 from t2i.text.inversion import add_vectors
-from t2i.training.finetune_recipe import FinetuneRecipe, Inversion
+from t2i.training.finetune.recipe import FinetuneRecipe, Inversion
 
 SPREAD = 0.01  # of the root mean square: what tells apart vectors that begin as the same word
 
 
-class Trained(nn.Module):
+class Trainable(nn.Module):
     """The trained parameters, and the forward pass that reaches them: text encoder (where it matters) and U-Net.
 
     The networks are not its submodules: a checkpoint, an average and a gradient hold what is trained and nothing else.
@@ -30,7 +30,7 @@ class Trained(nn.Module):
         for name, weight in weights.items():
             self.register_parameter(name.replace(".", "/"), weight)
 
-    def train(self, mode: bool = True) -> "Trained":
+    def train(self, mode: bool = True) -> "Trainable":
         unet, text = self._networks
         unet.train(mode)
         if self._trains_text:
@@ -70,7 +70,7 @@ class LearntRows(nn.Module):
         return torch.where(learnt[..., None], rows, F.embedding(ids, self.weight))
 
 
-def prepare_player(pipeline: Pipeline, recipe: FinetuneRecipe) -> Trained:
+def prepare_trainable(pipeline: Pipeline, recipe: FinetuneRecipe) -> Trainable:
     """Freeze the pipeline but for what the recipe trains."""
     unet, text = pipeline.generator.unet, pipeline.text_encoder
     if recipe.trains_text and not isinstance(text, CLIPTextEncoder):
@@ -82,7 +82,7 @@ def prepare_player(pipeline: Pipeline, recipe: FinetuneRecipe) -> Trained:
         assert recipe.inversion is not None
         weights = {"vectors": learn_token(text, recipe.inversion, recipe.seed)}
         narrow(pipeline, recipe)
-        return Trained(unet, text, weights, True)
+        return Trainable(unet, text, weights, True)
     trained: dict[str, nn.Module] = {"unet": unet}
     if recipe.lora is not None:
         add_lora(unet, recipe.lora, recipe.seed)
@@ -96,7 +96,7 @@ def prepare_player(pipeline: Pipeline, recipe: FinetuneRecipe) -> Trained:
             text.tower.requires_grad_(True)
             trained["text_encoder"] = text.tower
     found = {f"{k}.{name}": p for k, net in trained.items() for name, p in net.named_parameters() if p.requires_grad}
-    return Trained(unet, text, found, recipe.trains_text)
+    return Trainable(unet, text, found, recipe.trains_text)
 
 
 def narrow(pipeline: Pipeline, recipe: FinetuneRecipe) -> None:

@@ -16,8 +16,8 @@ from t2i.files import write_png
 from t2i.pipeline import Pipeline
 from t2i.progress import progress
 from t2i.text.tokenizer import tokenize
-from t2i.training.finetune_recipe import FinetuneRecipe, Prior
-from t2i.training.pictures import read
+from t2i.training.finetune.recipe import FinetuneRecipe, Prior
+from t2i.training.images import read
 from t2i.training.precompute import Frozen, captions_of, open_or_build
 
 DRAWN_AT_ONCE = 8

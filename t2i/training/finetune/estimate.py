@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t2i.training.finetune import PLAYER, FinetuneTask
-from t2i.training.finetune_recipe import train_defaults
-from t2i.training.ranks import ranks
+from t2i.training.distributed import process_state
+from t2i.training.finetune.recipe import train_defaults
+from t2i.training.finetune.task import NAME, FinetuneTask
 
 TRIED = 3  # steps, the first of which does not count
 
@@ -17,14 +17,14 @@ TRIED = 3  # steps, the first of which does not count
 def plan_lines(task: FinetuneTask) -> list[str]:
     """The plan, a line each."""
     recipe, pipe = task.recipe, task.pipeline
-    config, device = recipe.train, ranks().device
-    trained = sum(p.numel() for p in task.player.parameters())
+    config, device = recipe.train, process_state().device
+    trained = sum(p.numel() for p in task.trainable.parameters())
     parts = (pipe.generator.unet, pipe.text_encoder, pipe.autoencoder)
     everything = list(parts[0].parameters()) + list(parts[1].parameters()) + list(parts[2].parameters())
     frozen = [p for p in everything if not p.requires_grad]
-    micro = config.micro_batch or max(config.global_batch // ranks().num_processes, 1)
+    micro = config.micro_batch or max(config.global_batch // process_state().num_processes, 1)
     seconds, activations = try_steps(task, micro)
-    passes = config.steps * config.global_batch / micro / ranks().num_processes
+    passes = config.steps * config.global_batch / micro / process_state().num_processes
     weights = 4 * trained + sum(p.nbytes for p in frozen)
     states = 4 * trained * (3 + (config.ema is not None))  # gradient, AdamW's two moments, the average
     total = trained + sum(p.numel() for p in frozen)
@@ -60,19 +60,19 @@ def try_steps(task: FinetuneTask, micro: int) -> tuple[float, int]:
     kind = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(task.recipe.train.mixed_precision)
     rows = task.order(0, task.recipe.train.global_batch, task.recipe.seed)[:micro]
     batch = {k: v.to(device) for k, v in task.batch(rows, 0).items()}
-    task.player.to(device).train()
+    task.trainable.to(device).train()
     kept, spent = 0, []
     with torch.random.fork_rng():
         for k in range(TRIED):
             began = time.perf_counter()
             with torch.autocast(device.type, kind, enabled=kind is not None), counted(k == 0) as count:
-                loss, _ = task.loss(PLAYER, {PLAYER: task.player}, batch)
+                loss, _ = task.loss(NAME, {NAME: task.trainable}, batch)
             loss.backward()
             if device.type == "cuda":
                 torch.cuda.synchronize()
             spent.append(time.perf_counter() - began)
             kept = max(kept, sum(count.values()))
-    task.player.zero_grad(set_to_none=True)
+    task.trainable.zero_grad(set_to_none=True)
     return min(spent[1:]), kept
 
 

@@ -133,19 +133,19 @@ def test_end_state_does_not_depend_on_the_padding_that_is_cut_off():
 
 def test_overfits_eight_pairs_and_exports_what_was_trained(tmp_path):
     task = TextEncoderTask(recipe(tmp_path, together=2), quiet=True)
-    assert task.validate(task.players)["image_to_text_R@1"] < 1
+    assert task.validate(task.networks)["image_to_text_R@1"] < 1
     optimizer = torch.optim.AdamW(task.pair.parameters(), lr=2e-3)
     for step in range(120):
-        loss, _ = task.loss("pair", task.players, task.batch(task.order(step, 8, 0), step))
+        loss, _ = task.loss("pair", task.networks, task.batch(task.order(step, 8, 0), step))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     task.pair.eval()
     with torch.no_grad():
-        figures = task.validate(task.players)
+        figures = task.validate(task.networks)
         assert figures["image_to_text_R@1"] == figures["text_to_image_R@1"] == 1.0
-        assert figures == task.validate(task.players)
-        task.export(task.players, tmp_path)
+        assert figures == task.validate(task.networks)
+        task.export(task.networks, tmp_path)
         assert all(p.requires_grad for p in task.pair.parameters())
         encoder = load_text_encoder(tmp_path)
         image = ImageTower.load(tmp_path / "image_encoder")
@@ -158,7 +158,7 @@ def test_overfits_eight_pairs_and_exports_what_was_trained(tmp_path):
 
 def test_training_goes_on_from_an_exported_pair(tmp_path):
     task = TextEncoderTask(recipe(tmp_path), quiet=True)
-    task.export(task.players, tmp_path / "first")
+    task.export(task.networks, tmp_path / "first")
     options = recipe(tmp_path)
     train = options.train.model_copy(update={"init": str(tmp_path / "first")})
     again = TextEncoderTask(options.model_copy(update={"train": train}), quiet=True)
@@ -169,7 +169,7 @@ def test_training_goes_on_from_an_exported_pair(tmp_path):
 
 def test_word_order_is_measured_on_exchanges_of_the_corpus(tmp_path):
     task = TextEncoderTask(recipe(tmp_path, pairs=64), quiet=True)
-    figures = task.validate(task.players)
+    figures = task.validate(task.networks)
     assert figures["swap_pairs"] == sum(len(task.neighbours.exchanged(c)) for c in task.captions) > 0
     assert 0 < figures["swap_accuracy"] < 1
 

@@ -22,12 +22,12 @@ from t2i.nn.lora import lora_state
 from t2i.pipeline import Pipeline
 from t2i.pipeline.finetuned import EMBEDDINGS_FILE, MODEL, write_pointer
 from t2i.text.tokenizer import tokenize
-from t2i.training.finetune_data import Material, Sources, check_prompts
-from t2i.training.finetune_player import Trained, prepare_player
-from t2i.training.finetune_recipe import FinetuneRecipe
-from t2i.training.ranks import ranks
+from t2i.training.distributed import process_state
+from t2i.training.finetune.data import Material, Sources, check_prompts
+from t2i.training.finetune.recipe import FinetuneRecipe
+from t2i.training.finetune.trainable import Trainable, prepare_trainable
 
-PLAYER = "finetuned"
+NAME = "finetuned"
 BINS = 10  # of timesteps, in the validation loss
 VALIDATED = 512  # held-out pictures that are judged, at most
 SHOWN = 8  # prompts by default
@@ -39,15 +39,15 @@ class FinetuneTask:
     couples_batch = False
 
     def __init__(self, recipe: FinetuneRecipe, pipeline: Pipeline, sources: Sources, quiet: bool = False) -> None:
-        self.recipe, self.pipeline = recipe, pipeline.to(ranks().device)
+        self.recipe, self.pipeline = recipe, pipeline.to(process_state().device)
         check_size(recipe.size, pipeline)
         check_prompts(pipeline, {"prior.prompt": recipe.prior and recipe.prior.prompt})
         self.material = Material(recipe, pipeline, sources, quiet)
         self.generator, self.T = pipeline.generator, pipeline.generator.schedule.T
         self.scale = pipeline.autoencoder.config.scaling_factor
-        self.player: Trained = prepare_player(pipeline, recipe)
+        self.trainable: Trainable = prepare_trainable(pipeline, recipe)
         self.generator.unet.enable_gradient_checkpointing(recipe.train.gradient_checkpointing)
-        self.players: dict[str, nn.Module] = {PLAYER: self.player}
+        self.networks: dict[str, nn.Module] = {NAME: self.trainable}
         if recipe.inversion is not None:
             for template in recipe.inversion.templates:
                 text = template.format(token=recipe.inversion.token, caption="")
@@ -91,10 +91,10 @@ class FinetuneTask:
         return {"latents": latents, "cond": cond.drop(keep, null), "t": t, "eps": noise[1], "weight": weight / b}
 
     def loss(
-        self, player: str, networks: dict[str, nn.Module], batch: dict[str, Any]
+        self, name: str, networks: dict[str, nn.Module], batch: dict[str, Any]
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Algorithm 1, and with prior preservation its weighted sum over the pictures and the class pictures."""
-        each = self.generator.loss(networks[player], batch["latents"], batch["cond"], batch["t"], batch["eps"])
+        each = self.generator.loss(networks[name], batch["latents"], batch["cond"], batch["t"], batch["eps"])
         weighted = each * batch["weight"]
         if self.material.prior is None:
             return weighted.sum(), {}
@@ -157,7 +157,7 @@ class FinetuneTask:
             cond = self.ids([captions[i] for i in rows]) if self.live else material.held_cache.conditioning(rows)
             t = held_timesteps(part, draws, self.T)
             x0, cond, t, eps = x0.to(device), cond.to(device), t.to(device), eps.to(device)
-            found.append(self.generator.loss(networks[PLAYER], x0, cond, t, eps).float().cpu())
+            found.append(self.generator.loss(networks[NAME], x0, cond, t, eps).float().cpu())
         return torch.cat(found).reshape(n, draws)
 
     def held_bins(self) -> Int[Tensor, "n k"]:
@@ -199,7 +199,7 @@ class FinetuneTask:
         """Write what `t2i generate -m RUN` reads: a LoRA or a new word beside a pointer to its model, or a model."""
         recipe, pipe = self.recipe, self.pipeline
         if recipe.inversion is not None:
-            [vectors] = self.player.parameters()
+            [vectors] = self.trainable.parameters()
             save_weights({recipe.inversion.token: vectors}, folder / EMBEDDINGS_FILE)
             write_pointer(folder, recipe.model, embeddings=[EMBEDDINGS_FILE])
         elif recipe.lora is not None:
