@@ -8,7 +8,7 @@ import typer
 from t2i.cli.generate_options import SHIPPED, find_model, parse_size
 
 if TYPE_CHECKING:
-    from t2i.data.check import Words
+    from t2i.data.check import TokenCounter
 
 app = typer.Typer(help="Pictures to train on.", no_args_is_help=True)
 Option = typer.Option
@@ -81,11 +81,11 @@ def check(
         raise typer.Exit(1)
 
 
-def measure(model: Path) -> tuple["Words", tuple[int, int] | None]:
+def measure(model: Path) -> tuple["TokenCounter", tuple[int, int] | None]:
     """How a model reads captions, and the (width, height) of its pictures."""
     from t2i.autoencoder.kl import AutoencoderKLConfig
     from t2i.cli.models import locate_model, open_model
-    from t2i.data.check import Words
+    from t2i.data.check import TokenCounter
     from t2i.files import read_json
     from t2i.generator.unet_config import UNetConfig
     from t2i.text.encoder import load_text_encoder
@@ -102,5 +102,5 @@ def measure(model: Path) -> tuple["Words", tuple[int, int] | None]:
         factor = 2 ** (len(AutoencoderKLConfig.parse(read_json(vae), str(vae)).block_out_channels) - 1)
         latents = (latent, latent) if isinstance(latent, int) else latent
         side = None if latents is None else (latents[0] * factor, latents[1] * factor)
-    words = Words(lambda texts: count_tokens(encoder.tokenizer, texts), encoder.max_tokens, str(model))
+    words = TokenCounter(lambda texts: count_tokens(encoder.tokenizer, texts), encoder.max_tokens, str(model))
     return words, None if side is None else (side[1], side[0])

@@ -13,10 +13,9 @@ from t2i.cli.generate_options import find_model, say
 from t2i.cli.models import open_model
 from t2i.cli.recipes import recipe_file
 from t2i.config import explain, override, read_recipe
-from t2i.data.check import MAX_LOST, Check, Words, check_folder
+from t2i.data.check import MAX_LOST, Check, TokenCounter, check_folder
 from t2i.data.check_page import write_check
-from t2i.data.named import config_for
-from t2i.data.source import DataConfig
+from t2i.data.data_config import DataConfig, config_for
 from t2i.files import read_json
 from t2i.pipeline import Pipeline
 from t2i.text.tokenizer import count_tokens
@@ -132,7 +131,7 @@ def look(values: dict[str, Any], pipeline: Pipeline, quiet: bool) -> Check:
         raise ValueError(explain(error, DataConfig, "data.")) from None
     check_prompts(pipeline, {"data.instance_prompt": config.instance_prompt})
     text = pipeline.text_encoder
-    words = Words(lambda texts: count_tokens(text.tokenizer, texts), text.max_tokens, str(values["model"]))
+    words = TokenCounter(lambda texts: count_tokens(text.tokenizer, texts), text.max_tokens, str(values["model"]))
     size = (values["size"], values["size"])
     found = check_folder(config, size=size, words=words, max_lost=max(MAX_LOST, config.max_bad_share), quiet=quiet)
     if not found.ok:

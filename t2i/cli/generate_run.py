@@ -15,7 +15,6 @@ from PIL import Image
 from t2i.cli.generate_options import Order, Reading, say, weights_of
 from t2i.cli.generate_request import only, request_of, settings_key, settings_of, written_in
 from t2i.cli.models import hashed_files, locate_model, open_model, read_vae
-from t2i.data.grid import picture_grid
 from t2i.errors import RunFailed
 from t2i.files import sha256, write_png
 from t2i.interop.lora import lora_files, merge_lora
@@ -24,6 +23,7 @@ from t2i.pipeline import Pipeline
 from t2i.pipeline.job import Job, Resolved
 from t2i.pipeline.outputs import Pictures
 from t2i.progress import progress
+from t2i.report.grid import image_grid
 from t2i.text.inversion import add_embedding
 
 # The pipeline's arguments by the names that they have here; plain words only where they are one of them.
@@ -151,7 +151,7 @@ class _Step:
 def _preview(pipeline: Pipeline, latents: torch.Tensor, folder: Path) -> None:
     factor = pipeline.autoencoder.factor
     small = pipeline.preview(latents)
-    sheet = picture_grid([p.resize((p.width * factor, p.height * factor), Image.Resampling.BICUBIC) for p in small])
+    sheet = image_grid([p.resize((p.width * factor, p.height * factor), Image.Resampling.BICUBIC) for p in small])
     write_png(folder / PREVIEW, sheet)
 
 

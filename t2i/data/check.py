@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from t2i.data.data_config import DataConfig, config_for
+from t2i.data.findings import LOST, NOTED, Finding, find_faults, look_at_all, said_of_sizes
 from t2i.data.folder import FolderSource
-from t2i.data.looks import LOST, NOTED, Finding, find_faults, look_at_all, said_of_sizes
-from t2i.data.named import config_for
-from t2i.data.record import Source
-from t2i.data.source import DataConfig, Subset, open_source
+from t2i.data.open import open_source
+from t2i.data.source import Source, Subset
 from t2i.files import printable
 
 MAX_LOST = 0.05
 EXAMPLES = 3
 
 
-class Words(NamedTuple):
+class TokenCounter(NamedTuple):
     """How a text encoder measures captions: the tokens of each, and how many it reads."""
 
     count: Callable[[list[str]], list[int]]
@@ -125,7 +125,7 @@ def check_folder(
     data: str | Path | DataConfig,
     *,
     size: tuple[int, int] | None = None,
-    words: Words | None = None,
+    words: TokenCounter | None = None,
     max_lost: float = MAX_LOST,
     quiet: bool = True,
     **keys: Any,
@@ -195,7 +195,7 @@ def _files(source: Source) -> list[Finding]:
     return [Finding(kind, name) for kind, names in lists.items() for name in names]
 
 
-def _captions(texts: list[str], source: Source, tokens: list[int] | None, words: Words | None) -> dict[str, Any]:
+def _captions(texts: list[str], source: Source, tokens: list[int] | None, words: TokenCounter | None) -> dict[str, Any]:
     told = None
     if words is not None and tokens:
         p50, p90, p99 = np.percentile(tokens, [50, 90, 99], method="inverted_cdf").tolist()

@@ -12,8 +12,8 @@ from PIL import Image
 
 from t2i.data.check import Check
 from t2i.data.decode import decode
+from t2i.data.findings import LOST, NOTED
 from t2i.data.folder import FolderSource
-from t2i.data.looks import LOST, NOTED
 from t2i.data.transforms import crop
 from t2i.files import printable, write_text
 

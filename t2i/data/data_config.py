@@ -1,12 +1,16 @@
 """`data:` of a recipe."""
 
+import re
+from pathlib import Path
 from typing import Any, Literal
 
 from PIL import ImageColor
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from t2i.config import explain
 from t2i.data.scenes import LEAST_PIXELS, PIXELS, ScenesSubset
 
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 ONLY_FOR = {
     "count": ("scenes",),
     "seed": ("scenes",),
@@ -69,3 +73,22 @@ class DataConfig(BaseModel):
                     f"leave it out, or set data.{key}=null"
                 )
         return self
+
+
+def config_for(name: str | Path, **keys: Any) -> DataConfig:
+    """`data:` for a folder of pictures or of parquet files, a parquet file or OWNER/NAME on the hub, with `keys`."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        source = "parquet" if any(path.glob("*.parquet")) else "folder"
+    elif path.suffix == ".parquet" and path.is_file():
+        source = "parquet"
+    elif path.exists():
+        raise ValueError(f"{path}: is no parquet file; data is a folder of pictures, FILE.parquet or a hub's name")
+    elif HUB_NAME.fullmatch(str(name)) and not str(name).startswith("."):
+        source = "hub"
+    else:
+        raise ValueError(f"{name}: no such folder or file, and no name of a hub's data set, which is OWNER/NAME")
+    try:
+        return DataConfig(source=source, path=str(name if source == "hub" else path), **keys)
+    except ValidationError as error:
+        raise ValueError(f"{name}: {explain(error, DataConfig, 'data.')}") from None

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from itertools import islice
 
 import torch
@@ -10,14 +11,15 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from t2i.data.decode import decode
-from t2i.data.record import Source
+from t2i.data.source import Source
 from t2i.data.transforms import crop, to_float
+from t2i.randomness import permutation
 
 HELD_BYTES = 2 << 30  # sets of no more than this many bytes of uint8 pixels stay in memory
 CHUNK = 256  # pictures decoded between two calls of `progress`
 
 
-class Pictures:
+class ImageDataset:
     """Map-style pictures in [-1, 1]; `scan` decodes every one once and keeps a small set in memory as uint8."""
 
     def __init__(
@@ -108,3 +110,20 @@ class Pictures:
             return crop(decode(record.read(), self.background), self.size)
         except (ValueError, OSError) as error:
             raise ValueError(f"{record.key}: {error}") from error
+
+
+def batch_indices(n: int, global_batch: int, step: int, seed: int) -> Int[Tensor, " b"]:
+    """Sample indices of global batch `step` (from 0), cut from an endless stream of permutations of range(n).
+
+    Every batch is full; the stream knows nothing of ranks, so any number of them sees the same samples.
+    """
+    if n < 1:
+        raise ValueError("no usable pictures: the order of an empty data set is undefined")
+    places = torch.arange(step * global_batch, (step + 1) * global_batch)
+    epochs = places // n
+    return torch.cat([_permutation(n, seed, int(e))[places[epochs == e] % n] for e in epochs.unique()])
+
+
+@lru_cache(maxsize=2)  # consecutive batches share an epoch
+def _permutation(n: int, seed: int, epoch: int) -> Tensor:
+    return permutation(n, seed, "order", epoch)

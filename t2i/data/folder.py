@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from t2i.data.captions import name_caption, repeated_folder
-from t2i.data.record import Record, Report, check_captions, fingerprint
+from t2i.data.source import Record, Report, check_captions, fingerprint
 from t2i.files import sha256
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 UNREAD = (
     *(".jfif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".xcf", ".tga", ".ico", ".ppm", ".pgm"),
     *(".exr", ".dng", ".cr2", ".nef", ".arw"),
@@ -117,11 +117,11 @@ def _read_folder(folder: Path, column: str, naming: Naming, root: Path) -> Listi
     if not folder.is_dir():
         raise ValueError(f"data.path = {str(folder)!r} is no folder: for a parquet file set data.source=parquet")
     files = [path.relative_to(folder).as_posix() for path in _files(folder, root)]
-    present = {name for name in files if name.lower().endswith(PICTURES)}
+    present = {name for name in files if name.lower().endswith(IMAGE_SUFFIXES)}
     unread = [name for name in files if name.lower().endswith(UNREAD)]
     if not present:
         others = f": {len(unread)} are there that are not read, first {unread[0]}" if unread else ""
-        raise ValueError(f"data.path = {str(folder)!r} holds no pictures ({', '.join(PICTURES)}){others}")
+        raise ValueError(f"data.path = {str(folder)!r} holds no pictures ({', '.join(IMAGE_SUFFIXES)}){others}")
     metadata = [folder / name for name in METADATA if (folder / name).is_file()]
     if len(metadata) > 1:
         raise ValueError(f"{folder} holds both {' and '.join(METADATA)}: keep one")
@@ -177,7 +177,7 @@ def _files(folder: Path, root: Path) -> Iterator[Path]:
     for top, _, files in os.walk(folder):
         for name in files:
             path = Path(top, name)
-            if not name.startswith(".") and name.lower().endswith((*PICTURES, *UNREAD, *SIDECARS)):
+            if not name.startswith(".") and name.lower().endswith((*IMAGE_SUFFIXES, *UNREAD, *SIDECARS)):
                 _inside(folder, path, str(path), root)
                 yield path
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from t2i.data.record import Record, Report, check_captions, fingerprint
+from t2i.data.source import Record, Report, check_captions, fingerprint
 from t2i.files import sha256
 
 HELD_BYTES = 2 << 30  # row groups kept in memory, as Arrow buffers

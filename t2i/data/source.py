@@ -1,18 +1,96 @@
-"""The source that `data:` of a recipe names, and its parts."""
+"""What every source of captioned pictures offers."""
 
-from dataclasses import replace
-from pathlib import Path
-from typing import Literal
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
-from t2i.data.data_config import DataConfig
-from t2i.data.folder import FolderSource, Naming
-from t2i.data.record import Record, Report, Source, fingerprint
-from t2i.data.scenes import ScenesSource
 from t2i.randomness import permutation
 
-__all__ = ["DataConfig", "Record", "Report", "Source", "Subset", "open_source", "split"]
-
 MIN_SPLIT = 4
+
+UNWRITTEN = {  # captions that stand in no file, by origin
+    "file name": "pictures captioned by their names",
+    "folder name": "pictures captioned by their folders' names",
+    "instance prompt": "pictures with the instance prompt",
+}
+
+
+class Record(NamedTuple):
+    """One captioned picture; `read` gives the encoded bytes."""
+
+    key: str
+    text: str
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a source found, row by row: nothing is left out silently."""
+
+    rows: int
+    excluded: int = 0  # by the exclude list
+    others: int = 0  # than `data.only` asks for
+    apart: int = 0  # the other part of a split
+    missing: int = 0  # listed in the metadata, not on disk
+    unlisted: int = 0  # on disk, not listed in the metadata
+    empty_captions: int = 0  # allowed, and used
+    repeats: int = 0  # rows that are a picture once more, of the rows
+    unusable: int = 0  # left out as a check found them
+    origins: tuple[tuple[str, int], ...] = ()  # where the captions of how many pictures come from
+
+    @property
+    def used(self) -> int:
+        return self.rows - self.excluded - self.others - self.apart - self.missing - self.unusable
+
+    def __str__(self) -> str:
+        said = {
+            "left out by the exclude list": self.excluded,
+            "not among those that data.only lists": self.others,
+            "in the other part of the split": self.apart,
+            "listed but missing on disk": self.missing,
+            "pictures on disk that the metadata does not list": self.unlisted,
+            "left out as unusable": self.unusable,
+            "with an empty caption": self.empty_captions,
+            "are pictures repeated as their folders' N asks": self.repeats,
+            **{UNWRITTEN[origin]: n for origin, n in self.origins if origin in UNWRITTEN},
+        }
+        return ", ".join([f"{self.used} of {self.rows} rows used", *(f"{n} {what}" for what, n in said.items() if n)])
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Captioned pictures, numbered from 0 in an order that never changes."""
+
+    report: Report
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, i: int) -> Record: ...
+    def texts(self) -> list[str]: ...
+    def fingerprint(self) -> str: ...
+
+
+def fingerprint(*parts: Iterable[str]) -> str:
+    """SHA-256 over the strings of each part, with their lengths, so that no two lists collide by joining."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for text in part:
+            data = text.encode("utf-8", "surrogatepass")
+            digest.update(len(data).to_bytes(8, "little") + data)
+        digest.update(b"\xff" * 8)
+    return digest.hexdigest()
+
+
+def check_captions(texts: list[str], where: Callable[[int], str], allow_empty: bool) -> int:
+    """How many captions are empty; any is an error unless `allow_empty_captions` says otherwise."""
+    empty = [i for i, text in enumerate(texts) if not text.strip()]
+    if empty and not allow_empty:
+        first = ", ".join(where(i) for i in empty[:5])
+        raise ValueError(
+            f"{len(empty)} of {len(texts)} captions are missing or empty (first: {first}): "
+            "write them, take the pictures out, or set data.allow_empty_captions=true"
+        )
+    return len(empty)
 
 
 class Subset:
@@ -50,62 +128,3 @@ def split(source: Source, seed: int, held_out: int | None = None) -> tuple[Sourc
     apart = [pictures[key] in held for key in keys]
     train, validation = ([i for i, out in enumerate(apart) if out is wanted] for wanted in (False, True))
     return Subset(source, train, "apart"), Subset(source, validation, "apart")
-
-
-def open_source(config: DataConfig, recipe_folder: str | Path | None = None) -> Source:
-    """The source that `config` names; relative paths start in the current folder, then in the recipe's."""
-    source = _open(config, recipe_folder)
-    for key, name, wanted in (("exclude", config.exclude, False), ("only", config.only, True)):
-        if name is not None:
-            source = _select(source, key, name, wanted, recipe_folder)
-    return source
-
-
-def _select(source: Source, key: str, name: str, wanted: bool, recipe_folder: str | Path | None) -> Source:
-    """The rows whose captions are (not) `wanted` of those that a file lists."""
-    listed = _captions_listed(_find(name, key, recipe_folder))
-    texts = source.texts()
-    if strange := sorted(listed - set(texts)):
-        raise ValueError(
-            f"data.{key} = {name}: {len(strange)} lines match no caption of the data, "
-            f"first {strange[0]!r}: each line is one whole caption, exactly as in the data"
-        )
-    kept = [i for i, text in enumerate(texts) if (text in listed) is wanted]
-    if not kept:
-        raise ValueError(f"data.{key} = {name} leaves no row")
-    return Subset(source, kept, "others" if wanted else "excluded")
-
-
-def _open(config: DataConfig, recipe_folder: str | Path | None) -> Source:
-    if config.source == "scenes":
-        return ScenesSource(config.count, config.seed, config.subset, config.pixels)
-    assert config.path
-    naming = Naming(config.file_name_captions, config.kohya_folders, config.instance_prompt)
-    if config.source == "hub":
-        from t2i.data.named import open_hub  # the hub's library, and pyarrow, take long to import
-
-        return open_hub(config, naming)
-    names = [config.path] if isinstance(config.path, str) else config.path
-    paths = [_find(name, "path", recipe_folder) for name in names]
-    if config.source == "folder":
-        return FolderSource(paths, config.caption_column, config.allow_empty_captions, naming)
-    from t2i.data.parquet import ParquetSource  # pyarrow takes half a second to import
-
-    files = [file for path in paths for file in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])]
-    if not files:
-        raise ValueError(f"data.path = {config.path}: no *.parquet in that folder")
-    return ParquetSource(files, config.image_column, config.caption_column, config.allow_empty_captions)
-
-
-def _find(name: str, key: str, recipe_folder: str | Path | None) -> Path:
-    places = [Path(name).expanduser(), *([Path(recipe_folder, name)] if recipe_folder is not None else [])]
-    for place in places:
-        if place.exists():
-            return place
-    tried = ", ".join(str(place.absolute()) for place in places)
-    raise ValueError(f"data.{key} = {name!r} does not exist (looked at {tried}): set data.{key}=PATH")
-
-
-def _captions_listed(path: Path) -> set[str]:
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
-    return {line for line in lines if line and not line.startswith("#")}

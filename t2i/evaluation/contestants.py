@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from t2i.data.folder import PICTURES
+from t2i.data.folder import IMAGE_SUFFIXES
 from t2i.diffusion.guidance import Guidance
 from t2i.errors import RunFailed
 from t2i.evaluation.picture_sets import PictureSet, batches, stored
@@ -169,7 +169,7 @@ def native_sizes(folder: Path) -> set[tuple[int, int]]:
     if rows:
         paths = [folder / row["file_name"] for row in rows]
     else:
-        paths = [path for path in folder.rglob("*") if path.suffix.lower() in PICTURES]
+        paths = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
     found = set()
     for path in paths:
         try:
@@ -184,7 +184,7 @@ def is_finished(path: Path) -> bool:
     """Whether a folder holds pictures, and no model."""
     if not path.is_dir() or (path / "model_index.json").exists():
         return False
-    return (path / METADATA).is_file() or any(p.suffix.lower() in PICTURES for p in path.iterdir())
+    return (path / METADATA).is_file() or any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir())
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:

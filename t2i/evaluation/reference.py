@@ -6,9 +6,10 @@ from pathlib import Path
 from jaxtyping import UInt8
 from torch import Tensor
 
-from t2i.data.dataset import Pictures
-from t2i.data.record import fingerprint
-from t2i.data.source import DataConfig, open_source
+from t2i.data.data_config import DataConfig
+from t2i.data.dataset import ImageDataset
+from t2i.data.open import open_source
+from t2i.data.source import fingerprint
 from t2i.data.transforms import TRANSFORM
 from t2i.evaluation.features import pixels_hash
 from t2i.evaluation.frechet import Reference
@@ -25,7 +26,7 @@ class ReferencePictures:
     `hash` is of the prepared pixels, in order: of what is measured, not of how it was stored.
     """
 
-    def __init__(self, pictures: Pictures, where: str) -> None:
+    def __init__(self, pictures: ImageDataset, where: str) -> None:
         self.pictures, self.where, self.size = pictures, where, pictures.size
         self.preparation = f"{TRANSFORM}, on {pictures.background}"
         digests = [pixels_hash(self.read(range(a, min(a + 256, len(self))))) for a in range(0, len(self), 256)]
@@ -77,7 +78,7 @@ def open_reference(
         raise ValueError(str(error).replace("data.", "reference: ")) from None
     if len(source) < 2:
         raise ValueError(f"reference {path}: holds {len(source)} picture; at least 2 are needed, better thousands")
-    pictures = Pictures(source, size, background, max_bad_share=1.0)
+    pictures = ImageDataset(source, size, background, max_bad_share=1.0)
     try:
         pictures.scan(report)
     except ValueError:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from t2i.data.scenes import said
+from t2i.data.scenes import parse_caption
 from t2i.evaluation.clip_score import Judge
 from t2i.evaluation.picture_sets import PictureSet
 from t2i.evaluation.protocol import Protocol
@@ -31,7 +31,7 @@ class Scorer:
         if self.judge is not None:
             return bool(caption.strip())
         try:
-            return bool(said(caption))
+            return bool(parse_caption(caption))
         except ValueError:
             return False
 

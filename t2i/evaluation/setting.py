@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from t2i import randomness
-from t2i.data.scenes import LEAST_PIXELS, said
+from t2i.data.scenes import LEAST_PIXELS, parse_caption
 from t2i.data.transforms import TRANSFORM
 from t2i.evaluation.anchors import LADDER
 from t2i.evaluation.clip_score import Judge
@@ -65,7 +65,7 @@ class Setting:
             if size[0] != size[1] or size[0] < LEAST_PIXELS:
                 raise ValueError(f"--metrics skills: scenes are read from squares of {LEAST_PIXELS} pixels, not {size}")
             for prompt in dict.fromkeys(prompts):
-                said(prompt)
+                parse_caption(prompt)
         if "vlb" in self.metrics:
             if isinstance(self.contestant, Finished):
                 raise ValueError("--metrics vlb: a bound is of a model, and these are pictures: give the model with -m")

@@ -17,8 +17,9 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from t2i.data.dataset import Pictures
-from t2i.data.source import DataConfig, open_source
+from t2i.data.data_config import DataConfig
+from t2i.data.dataset import ImageDataset
+from t2i.data.open import open_source
 from t2i.data.transforms import to_pixels
 from t2i.diffusion import ddim, ddpm
 from t2i.diffusion.guidance import guided
@@ -72,18 +73,18 @@ class SigmaStudy:
     guidance: float
 
 
-def open_reference(path: str | Path, size: tuple[int, int]) -> Pictures:
+def open_reference(path: str | Path, size: tuple[int, int]) -> ImageDataset:
     """The captioned pictures of a parquet file or a folder, as (width, height); all are read once."""
     if not Path(path).exists():
         raise ValueError(f"{path}: no such file or folder; a reference is a parquet file or a folder with captions")
     source = "parquet" if Path(path).suffix == ".parquet" else "folder"
-    pictures = Pictures(open_source(DataConfig.model_validate({"source": source, "path": str(path)})), size)
+    pictures = ImageDataset(open_source(DataConfig.model_validate({"source": source, "path": str(path)})), size)
     found = pictures.scan()
     print(f"reference: {pictures.source.report}; {found}", file=sys.stderr, flush=True)
     return pictures
 
 
-def study_sigma(pipeline: Pipeline, reference: Pictures | None, ask: Ask, quiet: bool = False) -> SigmaStudy:
+def study_sigma(pipeline: Pipeline, reference: ImageDataset | None, ask: Ask, quiet: bool = False) -> SigmaStudy:
     """Draw the prompts in every way from the same noise and measure the samples; a bound needs a reference."""
     rows_of_prompts = [] if reference is None or ask.prompts else _spread(reference, ask.captions)
     prompts = ask.prompts or ([] if reference is None else [reference.texts()[i] for i in rows_of_prompts])
@@ -205,7 +206,7 @@ class _Samples:
         return {metric: value - its.get(metric, 0.0) for metric, value in own.items()}
 
 
-def _judge(pipeline: Pipeline, reference: Pictures, ask: Ask, quiet: bool) -> list[dict[str, Any]]:
+def _judge(pipeline: Pipeline, reference: ImageDataset, ask: Ask, quiet: bool) -> list[dict[str, Any]]:
     """The data's own statistics, and the bound of every way that has one."""
     rows = _spread(reference, max(ask.judged, 3))
     texts = [reference.texts()[i] for i in rows]
@@ -234,7 +235,7 @@ def _sha256(texts: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
-def _spread(pictures: Pictures, count: int) -> list[int]:
+def _spread(pictures: ImageDataset, count: int) -> list[int]:
     """`count` readable pictures (or all), evenly over the reference, the first of each caption."""
     texts, rows = pictures.texts(), {}
     for i in pictures.usable.tolist():

@@ -7,12 +7,12 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-from t2i.data.grid import picture_grid
 from t2i.errors import RunFailed
 from t2i.files import write_png
 from t2i.pipeline.metadata import OURS, SCHEMA, to_texts
 from t2i.pipeline.metadata.chunks import read_texts
 from t2i.pipeline.metadata.fields import read_json
+from t2i.report.grid import image_grid
 
 METADATA = "metadata.jsonl"
 MOST_IN_GRID = 64
@@ -58,7 +58,7 @@ class Pictures:
         if len(self.shown) < 2:
             return None
         path = self.folder / f"grid-{self.first:05}.png"
-        write_png(path, picture_grid(self.shown), new=True)
+        write_png(path, image_grid(self.shown), new=True)
         return path
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from t2i.component import read_safetensors
-from t2i.data.grid import picture_grid
-from t2i.data.transforms import to_float
+from t2i.data.transforms import to_float, to_pixels
 from t2i.evaluation.rows import Row, read_rows
 from t2i.files import lock, read_json
+from t2i.report.grid import image_grid
 from t2i.study import anchors, measure, prepare
 from t2i.study.files import REPORT, sheet_name
 from t2i.study.lab import Lab
@@ -125,5 +125,5 @@ def _sheet(recipe: StudyRecipe, lab: Lab, run: Run, folder: Path) -> None:
     """The first pictures of a run at the guidance where sizes are compared, in a row."""
     folder.mkdir(parents=True, exist_ok=True)
     found = read_safetensors(measure.folder_of(lab, run) / f"cfg-{recipe.evaluate.at:g}.safetensors")
-    picture = picture_grid(to_float(found["sheet"]), columns=len(found["sheet"]))
+    picture = image_grid(to_pixels(to_float(found["sheet"])), columns=len(found["sheet"]))
     picture.save(folder / sheet_name(run.name, recipe.evaluate.at))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from t2i import randomness
 from t2i.autoencoder.kl import AutoencoderKL
-from t2i.data.dataset import Pictures
-from t2i.data.source import DataConfig
+from t2i.data.data_config import DataConfig
+from t2i.data.dataset import ImageDataset
 from t2i.data.transforms import TRANSFORM
 from t2i.evaluation.clip_score import Judge, open_judge
 from t2i.evaluation.features import Features, open_features, pixels_hash
@@ -60,11 +60,11 @@ class Lab:
         return None if self.ask.judge is None else open_judge(self.ask.judge).to(self.device)
 
     @cached_property
-    def test(self) -> Pictures:
+    def test(self) -> ImageDataset:
         """The captions to draw, with their pictures."""
         return self.open(self.ask.test, "test pictures")
 
-    def open(self, config: DataConfig, label: str) -> Pictures:
+    def open(self, config: DataConfig, label: str) -> ImageDataset:
         """Pictures at the study's size."""
         return open_pictures(config, self.recipe.size, label, quiet=True)
 
@@ -94,7 +94,7 @@ class Lab:
         """The noise to draw prompts from: the same for every run and every guidance."""
         return torch.stack([randomness.normal(shape, self.ask.seed, "study", i) for i in rows])
 
-    def pixels(self, pictures: Pictures, rows: Sequence[int]) -> UInt8[Tensor, "n 3 h w"]:
+    def pixels(self, pictures: ImageDataset, rows: Sequence[int]) -> UInt8[Tensor, "n 3 h w"]:
         """Pictures as 8-bit pixels."""
         return to_uint8(pictures.batch(list(rows)))
 

@@ -9,8 +9,9 @@ from typing import Any
 from accelerate.state import AcceleratorState
 
 from t2i.config import load_recipe
+from t2i.data.data_config import DataConfig
+from t2i.data.open import open_source
 from t2i.data.scenes import attributes_of, minimal_captions
-from t2i.data.source import DataConfig, open_source
 from t2i.files import read_json, write_json
 from t2i.study.recipe import ORACLE, Encoder, Prepared, StudyRecipe
 from t2i.text.base import TextEncoder

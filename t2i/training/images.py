@@ -5,14 +5,15 @@ import sys
 from jaxtyping import Int
 from torch import Tensor
 
-from t2i.data.dataset import Pictures
-from t2i.data.order import batch_indices
-from t2i.data.source import DataConfig, Source, open_source, split
+from t2i.data.data_config import DataConfig
+from t2i.data.dataset import ImageDataset, batch_indices
+from t2i.data.open import open_source
+from t2i.data.source import Source, split
 from t2i.progress import progress
 from t2i.training.recipes import Recipe
 
 
-def open_both(recipe: Recipe, quiet: bool = False) -> tuple[Pictures, Pictures]:
+def open_both(recipe: Recipe, quiet: bool = False) -> tuple[ImageDataset, ImageDataset]:
     """The training and the validation pictures; without `validation` some of `data` are set apart for it."""
     source = open_source(recipe.data)
     if recipe.validation is None:
@@ -29,14 +30,14 @@ def open_both(recipe: Recipe, quiet: bool = False) -> tuple[Pictures, Pictures]:
     )
 
 
-def open_pictures(config: DataConfig, size: int, label: str, quiet: bool = False) -> Pictures:
+def open_pictures(config: DataConfig, size: int, label: str, quiet: bool = False) -> ImageDataset:
     """The pictures of a source, every one decoded once; what was left out is printed."""
     return read(open_source(config), config, size, label, quiet)
 
 
-def read(source: Source, config: DataConfig, size: int, label: str, quiet: bool) -> Pictures:
+def read(source: Source, config: DataConfig, size: int, label: str, quiet: bool) -> ImageDataset:
     """Decode every picture of a source once."""
-    pictures = Pictures(source, size, config.background, config.max_bad_share)
+    pictures = ImageDataset(source, size, config.background, config.max_bad_share)
     with progress(f"reading {label}", len(source), quiet=quiet) as report:
         found = pictures.scan(report)
     if not quiet:

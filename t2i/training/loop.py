@@ -15,12 +15,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from t2i import randomness
-from t2i.data.grid import picture_grid
+from t2i.data.transforms import to_pixels
 from t2i.errors import RunFailed
 from t2i.files import write_json
 from t2i.memory import keep_freed_memory
 from t2i.nn.attention import set_attention_backend
 from t2i.progress import progress
+from t2i.report.grid import image_grid
 from t2i.training import checkpoint
 from t2i.training.checkpoint import Parts
 from t2i.training.distributed import BatchSplit, on_cpu
@@ -217,7 +218,7 @@ class Run:
                 images = self.task.samples(networks)
             if images is not None:
                 (self.folder / "samples").mkdir(exist_ok=True)
-                picture_grid(images).save(self.folder / "samples" / f"step_{done:07}.png")
+                image_grid(to_pixels(images)).save(self.folder / "samples" / f"step_{done:07}.png")
 
     def _save(self, done: int) -> None:
         """Exports the component, at the end writes the report, then saves a checkpoint; all processes wait for it.

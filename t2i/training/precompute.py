@@ -12,7 +12,7 @@ from torch import Tensor
 from t2i.autoencoder.kl import AutoencoderKL
 from t2i.conditioning import Conditioning
 from t2i.data.cache import Cache, TextStates, build_cache, build_text_states, cache_parts, open_cache, text_part
-from t2i.data.dataset import Pictures
+from t2i.data.dataset import ImageDataset
 from t2i.files import lock
 from t2i.progress import progress
 from t2i.text.base import TextEncoder
@@ -31,7 +31,7 @@ class Frozen:
     text_layer: int | None
 
 
-def open_or_build(folder: str, frozen: Frozen, pictures: Pictures, label: str, quiet: bool = False) -> Cache:
+def open_or_build(folder: str, frozen: Frozen, pictures: ImageDataset, label: str, quiet: bool = False) -> Cache:
     """The cache of these pictures, built where it is missing; every truncated caption is counted and said.
 
     One process builds: the main one of a run, and one run at a time in a folder; the others wait.
@@ -108,7 +108,7 @@ def _building(
         )
 
 
-def captions_of(pictures: Pictures) -> list[str]:
+def captions_of(pictures: ImageDataset) -> list[str]:
     """The captions of the readable pictures, in order."""
     texts = pictures.texts()
     return [texts[i] for i in pictures.usable.tolist()]

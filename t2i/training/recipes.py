@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from t2i.config import Section, TrainConfig
-from t2i.data.source import DataConfig
+from t2i.data.data_config import DataConfig
 
 
 class Recipe(Section):

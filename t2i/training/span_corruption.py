@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from t2i import randomness
 from t2i.config import Section
-from t2i.data.order import batch_indices
-from t2i.data.source import open_source, split
+from t2i.data.dataset import batch_indices
+from t2i.data.open import open_source
+from t2i.data.source import split
 from t2i.text.t5 import T5TextEncoder
 from t2i.text.tokenizer import learn_tokenizer, pad, start_end_ids, text_ids
 from t2i.text.towers import T5Pair, T5TowerConfig

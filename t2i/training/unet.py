@@ -13,7 +13,7 @@ from t2i.autoencoder.kl import AutoencoderKL, Gaussian
 from t2i.config import Section
 from t2i.data.cache import Cache
 from t2i.data.captions import Captions
-from t2i.data.order import batch_indices
+from t2i.data.dataset import batch_indices
 from t2i.diffusion.solvers import parse_solver
 from t2i.generator.latent_diffusion import LatentDiffusion
 from t2i.generator.scheduler_config import SchedulerConfig

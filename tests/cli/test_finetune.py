@@ -13,8 +13,8 @@ from t2i.cli.app import app
 from t2i.cli.finetune_flags import read_flags
 from t2i.cli.finetune_run import gather
 from t2i.cli.models import open_model
-from t2i.data.named import config_for
-from t2i.data.source import open_source
+from t2i.data.data_config import config_for
+from t2i.data.open import open_source
 from t2i.training.finetune.data import apart
 from t2i.training.resume import check_run
 

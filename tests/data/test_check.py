@@ -11,14 +11,14 @@ import pytest
 from data.planted import EVIL, PLANTED, encoded, hole, photo, plant, sixteen_bit_rgb
 from PIL import Image
 
-from t2i.data import near
-from t2i.data.check import Words, check_folder
+from t2i.data import near_duplicates
+from t2i.data.check import TokenCounter, check_folder
 from t2i.data.check_page import write_check
+from t2i.data.data_config import DataConfig
 from t2i.data.decode import decode, examine
-from t2i.data.source import DataConfig
 from t2i.errors import RunFailed
 
-WORDS = Words(lambda texts: [len(text.split()) + 2 for text in texts], 32, "<words>")
+WORDS = TokenCounter(lambda texts: [len(text.split()) + 2 for text in texts], 32, "<words>")
 
 
 @pytest.fixture(scope="module")
@@ -210,10 +210,10 @@ def test_twins_are_saved_anew_and_others_are_not(seed):
     marked = Image.fromarray(pixels)  # a small thing, such as a hand of a clock, far below the difference on the whole
     others = [photo(seed + 50, (96, 96)), picture.transpose(Image.Transpose.ROTATE_90), shifted, marked]
     everyone = [picture, *near_ones, *others]
-    thumbnails = np.stack([near.thumbnail(one) for one in everyone])
-    twins = near.find_near(thumbnails, np.ones(len(everyone)))
+    thumbnails = np.stack([near_duplicates.thumbnail(one) for one in everyone])
+    twins = near_duplicates.find_near(thumbnails, np.ones(len(everyone)))
     assert twins.keys() == {1, 2, 3}
-    wide = near.find_near(thumbnails, np.array([1, 1, 1, 1.2, 1, 1, 1, 1]))
+    wide = near_duplicates.find_near(thumbnails, np.array([1, 1, 1, 1.2, 1, 1, 1, 1]))
     assert wide.keys() == {1, 2}  # squeezed to the same square, but of another shape
 
 
@@ -221,13 +221,13 @@ def test_many_pictures_in_blocks(monkeypatch):
     thumbnails = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), dtype=np.uint8)
     thumbnails[[7, 31, 49]] = thumbnails[[3, 3, 30]]
     for block in (1, 8, 1024):
-        monkeypatch.setattr(near, "BLOCK", block)
-        twins = near.find_near(thumbnails, np.ones(50))
+        monkeypatch.setattr(near_duplicates, "BLOCK", block)
+        twins = near_duplicates.find_near(thumbnails, np.ones(50))
         assert twins.keys() == {7, 31, 49} and twins[7] == 3 and twins[31] in (3, 7) and twins[49] == 30
 
 
 def test_too_many_pictures_are_not_compared_and_that_is_said(folder, monkeypatch):
-    monkeypatch.setattr(near, "LIMIT", 10)
+    monkeypatch.setattr(near_duplicates, "LIMIT", 10)
     check = check_folder(folder)
     assert check.counts["near_duplicate"] == 0 and check.notes == [
         "near duplicates were not looked for: more than 10 pictures"

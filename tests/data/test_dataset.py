@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from t2i.data.dataset import Pictures
-from t2i.data.order import batch_indices
-from t2i.data.source import DataConfig, open_source
+from t2i.data.data_config import DataConfig
+from t2i.data.dataset import ImageDataset, batch_indices
+from t2i.data.open import open_source
 
 SHADES = list(range(0, 240, 20))
 
@@ -18,7 +18,7 @@ def pictures(write_parquet, png):
         for k, i in enumerate(broken):
             images[i] = [b"junk", images[i][:40], None][k % 3]
         source = open_source(DataConfig(source="parquet", path=str(write_parquet(images, list("abcdefghijkl")))))
-        return Pictures(source, 4, **options)
+        return ImageDataset(source, 4, **options)
 
     return make
 
@@ -71,7 +71,7 @@ def test_too_many_unreadable_pictures_stop(pictures):
 
 
 def test_rectangles(pictures):
-    p = Pictures(pictures().source, (6, 2))
+    p = ImageDataset(pictures().source, (6, 2))
     p.scan()
     assert p.batch([0]).shape == (1, 3, 2, 6) == (1, *p.load(0).shape)
 

@@ -7,8 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from t2i.data.captions import name_caption, repeated_folder, shuffle_tags
-from t2i.data.named import config_for, training_files
-from t2i.data.source import DataConfig, open_source, split
+from t2i.data.data_config import DataConfig, config_for
+from t2i.data.hub import training_files
+from t2i.data.open import open_source
+from t2i.data.source import split
 
 
 def fill(folder, png, names, texts=()):

@@ -5,8 +5,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from t2i.data.dataset import Pictures
+from t2i.data.data_config import DataConfig
+from t2i.data.dataset import ImageDataset
 from t2i.data.decode import decode
+from t2i.data.open import open_source
 from t2i.data.scenes import (
     BACKGROUNDS,
     COLOURS,
@@ -27,15 +29,14 @@ from t2i.data.scenes import (
     holds_out,
     minimal_captions,
     minimal_pairs,
+    parse_caption,
     pixels,
     place_of,
     render,
-    said,
     scene_of,
 )
 from t2i.data.scenes.grammar import OPPOSITE, _for_validation
 from t2i.data.scenes.world import Wording
-from t2i.data.source import DataConfig, open_source
 from t2i.text.controls import oracle
 
 SCENES = [scene_of(i, 5) for i in range(500)]
@@ -112,7 +113,7 @@ def test_what_a_caption_says(caption, words):
 @pytest.mark.parametrize("subset", SUBSETS)
 def test_captions_are_read_back(subset):
     for scene in EVERY[subset]:
-        found = said(scene.caption)
+        found = parse_caption(scene.caption)
         assert content(found) == content(scene) and found.caption == scene.caption
         assert not found.relation or holds(found.relation, *found.things)
         assert not found.place or place_of(found.things[0]) == found.place
@@ -138,7 +139,7 @@ def test_captions_are_read_back(subset):
 )
 def test_other_captions_are_refused(caption):
     with pytest.raises(ValueError, match="is no caption of the built-in scenes"):
-        said(caption)
+        parse_caption(caption)
 
 
 def test_the_oracle_reads_scenes():
@@ -185,7 +186,7 @@ def test_subsets_hold_out_pairs_contents_and_templates():
         assert _for_validation(replace(other, relation=OPPOSITE.get(scene.relation, ""))) == _for_validation(scene)
     for plain, held in zip(EVERY["validation"], EVERY["heldout-templates"], strict=True):
         assert held.wording.held_out and replace(held, wording=plain.wording, caption=plain.caption) == plain
-    templates = [{said(scene.caption).wording.held_out for scene in scenes} for scenes in EVERY.values()]
+    templates = [{parse_caption(scene.caption).wording.held_out for scene in scenes} for scenes in EVERY.values()]
     assert templates == [{False}, {False}, {False}, {True}]
 
 
@@ -256,7 +257,7 @@ def test_as_a_source():
     source = open_source(config)
     assert len(source) == 40 and source[7].text == SCENES[7].caption == source.texts()[7]
     assert decode(source[7].read()).tobytes() == render(SCENES[7], 256).tobytes()
-    pictures = Pictures(source, 32)
+    pictures = ImageDataset(source, 32)
     pictures.scan()
     thing = SCENES[7].things[0]
     x, y = thing.centre

@@ -5,8 +5,9 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from t2i.data.record import fingerprint
-from t2i.data.source import DataConfig, open_source, split
+from t2i.data.data_config import DataConfig
+from t2i.data.open import open_source
+from t2i.data.source import fingerprint, split
 
 
 def parquet(path, **more):

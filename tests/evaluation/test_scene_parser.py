@@ -21,8 +21,8 @@ from t2i.data.scenes import (
     Thing,
     minimal_captions,
     minimal_pairs,
+    parse_caption,
     pixels,
-    said,
     scene_of,
 )
 from t2i.evaluation.scene_parser import (
@@ -45,7 +45,7 @@ SWAPPED = "a red circle left of an orange star on a white background"
 
 
 def drawn(caption: str, size: int = SIDE) -> torch.Tensor:
-    return pixels(said(caption), size)
+    return pixels(parse_caption(caption), size)
 
 
 def failed(picture: torch.Tensor, caption: str) -> set[str]:

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from scipy import stats
 
 from t2i.cli.models import open_model
-from t2i.data.source import DataConfig, open_source
+from t2i.data.data_config import DataConfig
+from t2i.data.open import open_source
 from t2i.training.finetune.before_after import distances, paired
 from t2i.training.finetune.recipe import FinetuneRecipe, fill
 from t2i.training.finetune.task import BINS, NAME, held_timesteps

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from t2i.component import read_safetensors
-from t2i.data.source import open_source
+from t2i.data.open import open_source
 from t2i.pipeline import Pipeline
 from t2i.training.images import open_pictures
 from t2i.training.precompute import whitening_projector

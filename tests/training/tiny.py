@@ -9,7 +9,7 @@ import yaml
 
 from t2i.autoencoder.kl import AutoencoderKL, AutoencoderKLConfig
 from t2i.autoencoder.metrics import latent_scale
-from t2i.data.source import DataConfig
+from t2i.data.data_config import DataConfig
 from t2i.text.clip import CLIPTextEncoder
 from t2i.text.tokenizer import SMALLEST, learn_tokenizer
 from t2i.text.towers import TextTowerConfig, text_tower

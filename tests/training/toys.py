@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from t2i import randomness
-from t2i.data.order import batch_indices
+from t2i.data.dataset import batch_indices
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 

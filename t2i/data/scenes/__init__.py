@@ -1,7 +1,7 @@
 """Captioned shapes drawn on demand, with exact ground truth: data for people without data."""
 
+from t2i.data.scenes.caption_parser import attributes_of, minimal_captions, parse_caption
 from t2i.data.scenes.grammar import HELD_OUT, KINDS, SUBSETS, ScenesSubset, holds_out, minimal_pairs, scene_of
-from t2i.data.scenes.reading import attributes_of, minimal_captions, said
 from t2i.data.scenes.render import pixels, render
 from t2i.data.scenes.source import LEAST_PIXELS, PIXELS, VERSION, ScenesSource
 from t2i.data.scenes.wording import VOCABULARY
@@ -45,9 +45,9 @@ __all__ = [
     "holds_out",
     "minimal_captions",
     "minimal_pairs",
+    "parse_caption",
     "pixels",
     "place_of",
     "render",
-    "said",
     "scene_of",
 ]

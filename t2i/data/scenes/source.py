@@ -5,10 +5,10 @@ from functools import cached_property
 
 from PIL import Image
 
-from t2i.data.record import Record, Report, fingerprint
 from t2i.data.scenes.grammar import ScenesSubset, scene_of
 from t2i.data.scenes.render import render
 from t2i.data.scenes.world import Scene
+from t2i.data.source import Record, Report, fingerprint
 
 VERSION = 2  # part of the fingerprint: raise it when a scene of the same (seed, index) changes
 PIXELS = 256  # side of a picture as `read` gives it

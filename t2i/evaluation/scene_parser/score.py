@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from t2i.data.scenes import HELD_OUT, Scene, Thing, holds, place_of, said
+from t2i.data.scenes import HELD_OUT, Scene, Thing, holds, parse_caption, place_of
 from t2i.evaluation.scene_parser.reader import Unparseable, parse
 
 SHAPE, COLOUR, BOTH, SIZE = 1.0, 0.9, 0.5, 0.1  # what a wanted and a found thing in common is worth to the assignment
@@ -58,7 +58,7 @@ def score_all(pictures: UInt8[Tensor, "n 3 h w"], captions: Sequence[str]) -> li
         raise ValueError(
             f"{len(pictures)} pictures, {len(captions)} captions: give each picture the one it was made of"
         )
-    wanted = [said(caption) for caption in captions]  # before the work: a caption may be none of the grammar
+    wanted = [parse_caption(caption) for caption in captions]  # before the work: a caption may be none of the grammar
     return [judge(found, scene) for found, scene in zip(parse(pictures), wanted, strict=True)]
 
 

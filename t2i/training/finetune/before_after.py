@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from t2i.component import fingerprint, read_safetensors, save_weights
 from t2i.data.decode import decode
-from t2i.data.grid import picture_grid
 from t2i.data.transforms import prepare, to_pixels
 from t2i.files import atomic_folder, read_json, write_json
+from t2i.report.grid import image_grid
 from t2i.training.finetune.data import pixels, small
 from t2i.training.finetune.task import NAME, FinetuneTask
 
@@ -77,7 +77,7 @@ def measure_after(task: FinetuneTask, networks: dict[str, nn.Module]) -> dict[st
     for name, prompts in (("new", task.prompts), ("old", old)):
         if prompts:
             pictures = [open_png(run / when / f"{name}_{k:02}.png") for k in range(len(prompts)) for when in WHEN]
-            picture_grid(pictures, 2 * math.ceil(math.sqrt(len(prompts) / 2))).save(run / f"ab_{name}.png")
+            image_grid(pictures, 2 * math.ceil(math.sqrt(len(prompts) / 2))).save(run / f"ab_{name}.png")
     trained = sum(p.numel() for p in task.trainable.parameters())
     networks_of = (task.generator.unet, task.pipeline.text_encoder, task.pipeline.autoencoder)
     total = sum(p.numel() for network in networks_of for p in network.parameters() if not p.requires_grad) + trained

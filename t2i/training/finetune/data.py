@@ -8,10 +8,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from t2i.data.cache import Cache
-from t2i.data.dataset import Pictures
-from t2i.data.folder import PICTURES
-from t2i.data.record import Source, fingerprint
-from t2i.data.source import MIN_SPLIT, DataConfig, Subset, open_source, split
+from t2i.data.data_config import DataConfig
+from t2i.data.dataset import ImageDataset
+from t2i.data.folder import IMAGE_SUFFIXES
+from t2i.data.open import open_source
+from t2i.data.source import MIN_SPLIT, Source, Subset, fingerprint, split
 from t2i.files import write_png
 from t2i.pipeline import Pipeline
 from t2i.progress import progress
@@ -57,10 +58,10 @@ class MirroredSource(Subset):
         return fingerprint(["mirrored", super().fingerprint()])
 
 
-class Mirrored(Pictures):
+class Mirrored(ImageDataset):
     """Pictures that were scanned, each mirrored left to right."""
 
-    def __init__(self, pictures: Pictures) -> None:
+    def __init__(self, pictures: ImageDataset) -> None:
         vars(self).update(vars(pictures))
         self.source = MirroredSource(pictures.source, list(range(len(pictures))))
 
@@ -87,7 +88,7 @@ class Material:
         folder = recipe.cache or str(recipe.run / "cache")
         frozen = Frozen(pipeline.text_encoder, pipeline.autoencoder, None)
 
-        def cached(pictures: Pictures, label: str) -> Cache:
+        def cached(pictures: ImageDataset, label: str) -> Cache:
             return open_or_build(folder, frozen, pictures, label, quiet)
 
         self.cache = cached(self.train, "training pictures")
@@ -99,11 +100,11 @@ class Material:
             self.prior = cached(pictures, "class pictures")
 
 
-def class_pictures(prior: Prior, recipe: FinetuneRecipe, pipeline: Pipeline, quiet: bool) -> Pictures:
+def class_pictures(prior: Prior, recipe: FinetuneRecipe, pipeline: Pipeline, quiet: bool) -> ImageDataset:
     """The class pictures; those that their folder lacks are drawn by the pipeline as it is, and stay there."""
     folder = Path(prior.folder) if prior.folder else recipe.run / "class"
     folder.mkdir(parents=True, exist_ok=True)
-    there = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES]
+    there = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
     missing = [k for k in range(prior.count) if not (folder / f"class-{k:05}.png").exists()]
     missing = missing[: max(prior.count - len(there), 0)]
     sampling = recipe.sample
@@ -138,7 +139,7 @@ def check_prompts(pipeline: Pipeline, prompts: dict[str, str | None]) -> None:
             )
 
 
-def pixels(pictures: Pictures, rows: Tensor, side: int) -> Float[Tensor, "n d"]:
+def pixels(pictures: ImageDataset, rows: Tensor, side: int) -> Float[Tensor, "n d"]:
     """Small copies of pictures, flat, in [0, 1]."""
     return torch.cat([small(pictures.batch(part), side) for part in rows.split(256)])
 

@@ -15,7 +15,7 @@ from t2i.autoencoder.kl import Gaussian
 from t2i.component import save_weights
 from t2i.conditioning import Conditioning
 from t2i.data.captions import shuffle_tags
-from t2i.data.order import batch_indices
+from t2i.data.dataset import batch_indices
 from t2i.interop.lora import DIFFUSERS_FILE
 from t2i.interop.lora_write import write_lora
 from t2i.nn.lora import lora_state

@@ -1,41 +1,23 @@
-"""Data by name: a folder of pictures, parquet files, or a data set of the hub."""
+"""Data sets of the Hugging Face hub."""
 
 import re
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import snapshot_download
-from pydantic import ValidationError
 
-from t2i.config import explain
-from t2i.data.data_config import DataConfig
-from t2i.data.folder import METADATA, PICTURES, SIDECARS, FolderSource, Naming
+from t2i.data.data_config import HUB_NAME, DataConfig
+from t2i.data.folder import IMAGE_SUFFIXES, METADATA, SIDECARS, FolderSource, Naming
 from t2i.data.parquet import ParquetSource
-from t2i.data.record import Source
+from t2i.data.source import Source
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 SPLIT = re.compile(r"\b(train|training|test|valid|validation|val|dev|eval)\b")
 TRAIN = {"train", "training"}
-FETCHED = ["*.parquet", *METADATA, *(f"**/{name}" for name in METADATA), *(f"*{s}" for s in (*PICTURES, *SIDECARS))]
-
-
-def config_for(name: str | Path, **keys: Any) -> DataConfig:
-    """`data:` for a folder of pictures or of parquet files, a parquet file or OWNER/NAME on the hub, with `keys`."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        source = "parquet" if any(path.glob("*.parquet")) else "folder"
-    elif path.suffix == ".parquet" and path.is_file():
-        source = "parquet"
-    elif path.exists():
-        raise ValueError(f"{path}: is no parquet file; data is a folder of pictures, FILE.parquet or a hub's name")
-    elif HUB_NAME.fullmatch(str(name)) and not str(name).startswith("."):
-        source = "hub"
-    else:
-        raise ValueError(f"{name}: no such folder or file, and no name of a hub's data set, which is OWNER/NAME")
-    try:
-        return DataConfig(source=source, path=str(name if source == "hub" else path), **keys)
-    except ValidationError as error:
-        raise ValueError(f"{name}: {explain(error, DataConfig, 'data.')}") from None
+FETCHED = [
+    "*.parquet",
+    *METADATA,
+    *(f"**/{name}" for name in METADATA),
+    *(f"*{s}" for s in (*IMAGE_SUFFIXES, *SIDECARS)),
+]
 
 
 def open_hub(config: DataConfig, naming: Naming) -> Source:
@@ -56,7 +38,7 @@ def open_hub(config: DataConfig, naming: Naming) -> Source:
                 f"data {config.path!r}: is parquet files, whose captions stand in data.caption_column alone"
             )
         return ParquetSource(files, config.image_column, config.caption_column, config.allow_empty_captions)
-    if not any(path.suffix.lower() in PICTURES for path in folder.rglob("*")):
+    if not any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*")):
         raise ValueError(
             f"data {config.path!r}: holds neither parquet files nor pictures; the hub's own copy of it in parquet may "
             "be at data.revision=refs/convert/parquet"

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from t2i.data import near
+from t2i.data import near_duplicates
 from t2i.data.decode import Facts, examine
-from t2i.data.record import Source
+from t2i.data.source import Source
 from t2i.progress import progress
 
 CHUNK = 256
@@ -61,7 +61,9 @@ def _look(source: Source, row: int, background: str) -> Look | str:
         picture, facts = examine(source[row].read(), background)
     except (ValueError, OSError) as error:
         return str(error)
-    return Look(picture.width, picture.height, facts, near.digest(picture), near.thumbnail(picture))
+    return Look(
+        picture.width, picture.height, facts, near_duplicates.digest(picture), near_duplicates.thumbnail(picture)
+    )
 
 
 def look_at_all(source: Source, rows: dict[str, int], background: str, quiet: bool) -> dict[str, Any]:
@@ -93,11 +95,11 @@ def find_faults(looks: Mapping[str, Look | str], size: tuple[int, int] | None, n
             found.append(Finding("duplicate", name, f"of {seen[look.digest]}", seen[look.digest]))
         seen.setdefault(look.digest, name)
     names = list(seen.values())
-    if len(names) > near.LIMIT:
-        notes.append(f"near duplicates were not looked for: more than {near.LIMIT} pictures")
+    if len(names) > near_duplicates.LIMIT:
+        notes.append(f"near duplicates were not looked for: more than {near_duplicates.LIMIT} pictures")
     elif names:
         kept = [look for look in map(looks.__getitem__, names) if isinstance(look, Look)]
-        pairs = near.find_near(
+        pairs = near_duplicates.find_near(
             np.stack([look.thumbnail for look in kept]), np.array([look.width / look.height for look in kept])
         )
         found += [Finding("near_duplicate", names[i], f"of {names[j]}", names[j]) for i, j in sorted(pairs.items())]

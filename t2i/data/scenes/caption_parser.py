@@ -34,7 +34,7 @@ _NAMES = {
 Words = Mapping[str, str | None]
 
 
-def said(caption: str) -> Scene:
+def parse_caption(caption: str) -> Scene:
     """The scene that a caption of the grammar describes, its things where they may be; any other is a ValueError."""
     for kind, number, held_out, pattern in _patterns():
         match = pattern.fullmatch(caption)
@@ -54,7 +54,7 @@ def said(caption: str) -> Scene:
 
 def attributes_of(caption: str) -> list[list[str]]:
     """What a caption says, without its words: a list a group of like things, for what is absent, the background."""
-    scene, found = said(caption), []
+    scene, found = parse_caption(caption), []
     for role, (n, thing) in zip(("first", "second"), groups(scene), strict=False):
         where = [scene.place] if scene.place else [f"{role} {scene.relation}"] if scene.relation else []
         found.append([NUMERALS[n], thing.shape, thing.colour, thing.size or MEDIUM, *where])
@@ -65,7 +65,7 @@ def attributes_of(caption: str) -> list[list[str]]:
 
 def minimal_captions(caption: str) -> dict[str, str]:
     """The captions that differ from this one in one respect, by its name: see `minimal_pairs`."""
-    return {name: scene.caption for name, scene in minimal_pairs(said(caption)).items()}
+    return {name: scene.caption for name, scene in minimal_pairs(parse_caption(caption)).items()}
 
 
 def _any(names: Iterable[str], say_all: bool = False) -> str:
