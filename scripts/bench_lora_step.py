@@ -53,7 +53,7 @@ class Ours(benching.OurLoop):
 
     def __init__(self, folder: Path, size: int, batch: int, precision: str) -> None:
         from t2i.cli.finetune_run import complete, gather, look
-        from t2i.cli.models import open_model
+        from t2i.pipeline import Pipeline
         from t2i.training.finetune.before_after import Finetuning
 
         settings = {
@@ -74,7 +74,7 @@ class Ours(benching.OurLoop):
         }
         where = {"model": str(folder / "model"), "data": str(folder / "pictures"), "out": str(folder / "run")}
         values = gather([f"{key}={value}" for key, value in settings.items()], where)
-        pipeline = open_model(values["model"])
+        pipeline = Pipeline.from_pretrained(values["model"])
         recipe, sources = complete(values, pipeline, look(values, pipeline, quiet=True))
         super().__init__(Finetuning(recipe, pipeline, sources, quiet=True), recipe)
 

@@ -7,13 +7,14 @@ import sys
 def main() -> None:
     """Run the command line; a fault of the user's is one message without a traceback."""
     from t2i.cli.app import app
+    from t2i.cli.messages import message_of
     from t2i.errors import RunFailed
 
     try:
         app()
     except ValueError as error:
         if os.environ.get("RANK", "0") == "0":  # every rank meets the same fault
-            print(f"t2i: {error}", file=sys.stderr)
+            print(f"t2i: {message_of(error)}", file=sys.stderr)
         sys.exit(2)
     except RunFailed as error:
         print(f"t2i: {error}", file=sys.stderr)

@@ -17,16 +17,17 @@ from torch import Tensor
 
 from t2i.autoencoder.kl import AutoencoderKL
 from t2i.cli.generate_options import Reading, say
-from t2i.cli.models import build, describe_tokenizer, locate_model, open_model, read_file
 from t2i.component import PICKLES, Component, weight_variants
 from t2i.files import read_json
 from t2i.generator.unet import UNet
 from t2i.interop.lora import lora_line, merge_tensors, read_lora
 from t2i.interop.pickles import read_ckpt
-from t2i.interop.single_file import Checkpoint, refuse_unwritable, write_single_file
+from t2i.interop.single_file import Checkpoint, read_single_file, refuse_unwritable, write_single_file
+from t2i.interop.tokenizer import describe_tokenizer
 from t2i.pipeline import Pipeline
 from t2i.pipeline.finetuned import read_pointer
 from t2i.pipeline.folder import INDEX, NETWORKS, OWN, Stored, write
+from t2i.pipeline.load import from_checkpoint, locate
 from t2i.text.base import read_tensors
 from t2i.text.clip import PREFIX
 from t2i.text.t5 import SHARED, TIED
@@ -84,7 +85,7 @@ def check_place(asked: Conversion, overwrite: bool) -> None:
 def read(asked: Conversion) -> Stored:
     """The whole source, checked, with its tensors in the dtypes that they have."""
     how = asked.how
-    place = locate_model(asked.src, variant=how.variant, revision=how.revision)
+    place = locate(asked.src, variant=how.variant, revision=how.revision)
     if place.is_dir() and (run := read_pointer(place)) is not None:
         if run.embeddings:
             raise ValueError(
@@ -92,17 +93,19 @@ def read(asked: Conversion) -> Stored:
                 f"--embedding {run.embeddings[0]}"
             )
         asked = replace(asked, loras=(*((file, 1.0) for file in run.loras), *asked.loras))
-        place = locate_model(run.model, variant=how.variant)
+        place = locate(run.model, variant=how.variant)
     if place.is_dir():
         if asked.ema:
             raise ValueError(f"{place}: is a folder, which holds one U-Net; --ema is for single files")
-        pipeline = open_model(place, variant=how.variant, config=how.config, prediction=how.prediction)
+        pipeline = Pipeline.from_pretrained(
+            place, variant=how.variant, config=how.config, prediction_type=how.prediction
+        )
         _say(pipeline)
         stored = from_folder(pipeline, place, how.variant)
         merge(stored, pipeline, asked.loras)
         return stored
-    found = read_pickle(asked) if place.suffix in PICKLES else read_file(place, how.config, how.prediction, asked.ema)
-    pipeline = build(found, place, how.config, None)
+    found = (read_pickle if place.suffix in PICKLES else read_file)(place, asked)
+    pipeline = Pipeline.of(from_checkpoint(found, place, how.config, None), place)
     _say(pipeline)
     defaults = None if found.defaults is None else pipeline.defaults
     stored = Stored(
@@ -126,9 +129,13 @@ def _say(pipeline: Pipeline) -> None:
         say(f"model: {line}")
 
 
-def read_pickle(asked: Conversion) -> Checkpoint:
-    """A `.ckpt` through a safetensors file of its tensors alone, which is gone again afterwards."""
-    src, how = asked.src, asked.how
+def read_file(path: Path, asked: Conversion) -> Checkpoint:
+    """Returns the contents of a single file, in the dtypes that it has."""
+    return read_single_file(path, config=asked.how.config, prediction=asked.how.prediction, ema=asked.ema)
+
+
+def read_pickle(src: Path, asked: Conversion) -> Checkpoint:
+    """Returns the contents of a `.ckpt`, read through a temporary safetensors file of its tensors alone."""
     state: dict[str, Tensor] = {}
     seen: set[int] = set()
     for key, tensor in read_ckpt(src).items():
@@ -142,7 +149,7 @@ def read_pickle(asked: Conversion) -> Checkpoint:
         if (notes := src.with_suffix(".yaml")).is_file():
             shutil.copy(notes, file.with_suffix(".yaml"))
         try:
-            return read_file(file, how.config, how.prediction, asked.ema)
+            return read_file(file, asked)
         except ValueError as error:
             raise ValueError(str(error).replace(str(file), str(src))) from None
 

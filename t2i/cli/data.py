@@ -84,16 +84,18 @@ def check(
 def measure(model: Path) -> tuple["TokenCounter", tuple[int, int] | None]:
     """How a model reads captions, and the (width, height) of its pictures."""
     from t2i.autoencoder.kl import AutoencoderKLConfig
-    from t2i.cli.models import locate_model, open_model
     from t2i.data.check import TokenCounter
     from t2i.files import read_json
     from t2i.generator.unet_config import UNetConfig
+    from t2i.pipeline import Pipeline
+    from t2i.pipeline.finetuned import read_pointer
+    from t2i.pipeline.load import locate
     from t2i.text.encoder import load_text_encoder
     from t2i.text.tokenizer import count_tokens
 
-    place = locate_model(model)
-    if place.is_file():
-        pipeline = open_model(place)
+    place = locate(model)
+    if place.is_file() or read_pointer(place) is not None:
+        pipeline = Pipeline.from_pretrained(place)
         encoder, side = pipeline.text_encoder, pipeline.default_size()
     else:  # without the two networks that no caption meets
         encoder = load_text_encoder(place)

@@ -13,7 +13,6 @@ import torch
 import typer
 
 from t2i.cli.generate_options import SHIPPED, find_model, read_prompts, say
-from t2i.cli.models import open_model
 from t2i.data.transforms import to_float, to_pixels
 from t2i.evaluation.clip_score import Judge, open_judge
 from t2i.evaluation.contestants import Finished, Model, Sampling, is_finished, native_sizes
@@ -121,7 +120,7 @@ def prepare(command: Command, quiet: bool) -> tuple[Evaluation, list[int] | None
     if is_finished(place):
         contestant, pipeline = _finished(command, place), None
     else:
-        pipeline = open_model(place)
+        pipeline = Pipeline.from_pretrained(place)
         for said in pipeline.report if not quiet else ():
             say(f"model: {said}")
         sampling = Sampling(

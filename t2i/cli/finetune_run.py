@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from t2i.cli.finetune_flags import apply_flags, read_flags
 from t2i.cli.generate_options import find_model, say
-from t2i.cli.models import open_model
 from t2i.cli.recipes import recipe_file
 from t2i.config import explain, override, read_recipe
 from t2i.data.check import MAX_LOST, Check, TokenCounter, check_folder
@@ -32,7 +31,7 @@ def run(arguments: list[str], given: dict[str, str]) -> None:
     """Fine-tune as `arguments` ([RECIPE] [key=value ...] and flags) and `given` say."""
     quiet = not process_state().is_main_process
     values = gather(arguments, given)
-    pipeline = open_model(values["model"])
+    pipeline = Pipeline.from_pretrained(values["model"])
     check = look(values, pipeline, quiet)
     recipe, sources = complete(values, pipeline, check)
     if not quiet:

@@ -14,13 +14,13 @@ from PIL import Image
 
 from t2i.cli.generate_options import Order, Reading, say, weights_of
 from t2i.cli.generate_request import only, request_of, settings_key, settings_of, written_in
-from t2i.cli.models import hashed_files, locate_model, open_model, read_vae
-from t2i.errors import RunFailed
+from t2i.errors import ConfigError, RunFailed
 from t2i.files import sha256, write_png
 from t2i.interop.lora import lora_files, merge_lora
 from t2i.nn.attention import set_attention_backend
 from t2i.pipeline import Pipeline
 from t2i.pipeline.job import Job, Resolved
+from t2i.pipeline.load import hashed_files, load_vae, locate
 from t2i.pipeline.outputs import Pictures
 from t2i.progress import progress
 from t2i.report.grid import image_grid
@@ -160,11 +160,11 @@ def _open(session: Session, order: Order) -> tuple[Pipeline, dict[str, Any]]:
     options, model, how = order.options, session.model, session.reading
     device = session.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = options.get("dtype", "float32")
-    place = locate_model(model, variant=how.variant, revision=how.revision)
+    place = locate(model, variant=how.variant, revision=how.revision)
     if how.config is None and (config := order.made_with.get("model_config")) is not None and place.is_file():
         raise ValueError(f"{order.made_with['file']}: its model was read by the files of {config!r}; give --config DIR")
     prediction = how.prediction or (order.made_with.get("prediction_type") if place.is_file() else None)
-    pipeline = open_model(place, variant=how.variant, config=how.config, prediction=prediction)
+    pipeline = Pipeline.from_pretrained(place, variant=how.variant, config=how.config, prediction_type=prediction)
     for line in pipeline.report:
         say(f"model: {line}")
     name = model.resolve().name if model.is_dir() else model.name if model.is_file() else str(model)
@@ -202,7 +202,7 @@ def _open(session: Session, order: Order) -> tuple[Pipeline, dict[str, Any]]:
 
 def _with_vae(pipeline: Pipeline, path: Path) -> Pipeline:
     """The pipeline with another VAE: a folder of its own, or weights by its own VAE's config."""
-    vae, report = read_vae(path, pipeline.autoencoder)
+    vae, report = load_vae(path, pipeline.autoencoder)
     for line in report:
         say(f"vae: {line}")
     parts = (pipeline.scheduler, pipeline.defaults, pipeline.report)
@@ -242,5 +242,7 @@ def _as_flags() -> Iterator[None]:
     """Messages call the pipeline's arguments as the flags do."""
     try:
         yield
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ValueError(_NAMES.sub(lambda found: FLAGS[found[0]], str(error))) from None

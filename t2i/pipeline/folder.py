@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from huggingface_hub import snapshot_download
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -123,47 +122,8 @@ def model_index(joined: bool, classes: dict[str, list[str]]) -> dict[str, Any]:
     return kind | {"requires_safety_checker": False} | COMPONENTS | classes | absent
 
 
-def locate(name: str | Path, revision: str | None = None, variant: str | None = None) -> Path:
-    """The folder called `name`, or of the hub repository OWNER/NAME at `revision`, fetched unless it is here."""
-    folder = Path(name)
-    if folder.is_dir():
-        if revision is not None:
-            raise ValueError(f"{folder}: is a folder here; a revision ({revision}) is one of a hub repository")
-        return folder
-    if folder.suffix in (".safetensors", ".ckpt"):
-        raise ValueError(f"{folder}: no such file")
-    if folder.is_absolute() or len(folder.parts) != 2 or str(folder).startswith("."):
-        raise ValueError(f"{folder}: no such folder; a model is a folder with {INDEX}, {', '.join(COMPONENTS)}")
-    place = _fetch(str(name), revision, _patterns(variant))
-    if all(weight_variants(place / part, file) for part, file in NETWORKS.items()):
-        return place
-    return _fetch(str(name), revision, _patterns("*"))  # some component has other variants alone
-
-
-def _patterns(variant: str | None) -> list[str]:
-    """The files to fetch: configs, tokenizers and the safetensors of one variant, "*" all."""
-    found = [INDEX, OWN, "scheduler/*.json", "tokenizer/*"]
-    for part, file in NETWORKS.items():
-        stem, _, suffix = file.rpartition(".")
-        mark = "" if variant is None else "*" if variant == "*" else f".{variant}"
-        found += [f"{part}/config.json", f"{part}/{stem}{mark}.{suffix}"]
-        found += [f"{part}/{stem}{mark}-?????-of-?????.{suffix}", f"{part}/{stem}-?????-of-?????{mark}.{suffix}"]
-        found.append(f"{part}/{stem}.{suffix}.index{mark}.json")
-    return found
-
-
-def _fetch(name: str, revision: str | None, patterns: list[str]) -> Path:
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (OSError, ValueError) as error:
-        cause = str(error).splitlines()[0]
-        at = "" if revision is None else f" at {revision}"
-        raise ValueError(f"model {name!r}{at}: no such folder, and the hub did not give it ({cause})") from None
-
-
-def load(name: str | Path, revision: str | None = None, variant: str | None = None) -> Parts:
-    """The parts in a folder of ours or of Stable Diffusion 1 and 2, in float32; a fault is a ValueError naming it."""
-    folder = locate(name, revision, variant)
+def read_folder(folder: Path, variant: str | None = None) -> Parts:
+    """Returns the components in a folder of ours or of Stable Diffusion 1 and 2, in float32."""
     report = check_index(folder)
     chosen = choose_variants(folder, variant, report)
     scheduler = SchedulerConfig.load(folder / "scheduler")

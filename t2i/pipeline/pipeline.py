@@ -25,9 +25,10 @@ from t2i.nn.lora import check_no_lora
 from t2i.nn.memory_format import set_memory_format
 from t2i.pipeline import request as ask
 from t2i.pipeline.encode import encode, texts_of
-from t2i.pipeline.folder import Defaults, Parts, check_fit, load, save
+from t2i.pipeline.folder import Defaults, Parts, check_fit, save
 from t2i.pipeline.init_image import joined_generator, plan, prepare_init
 from t2i.pipeline.job import Job, Resolved
+from t2i.pipeline.load import load
 from t2i.pipeline.noise import noise_source
 from t2i.pipeline.preview import LatentRGB, fit_latent_rgb, smooth_noise
 from t2i.pipeline.request import Request
@@ -72,16 +73,30 @@ class Pipeline:
         self.joined = generator.unet.config.in_channels != autoencoder.config.latent_channels
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, revision: str | None = None, variant: str | None = None) -> Self:
-        """The pipeline in a folder or a hub repository (at `revision`), on the CPU in float32.
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        revision: str | None = None,
+        variant: str | None = None,
+        config: str | Path | None = None,
+        prediction_type: str | None = None,
+    ) -> Self:
+        """Returns the pipeline that `name` stands for, on the CPU in float32.
 
-        `variant`: of the weights, as "fp16"; where there is but one it is taken.
+        `name` is a folder, a hub repository (at `revision`), a single safetensors file or the folder of a fine-tuning.
+        `variant` is that of the weights, as "fp16"; a single variant is taken without being asked for. `config` (a
+        folder of JSON configs) and `prediction_type` give what a single file leaves out.
         """
-        parts = load(folder, revision, variant)
+        parts = load(name, revision=revision, variant=variant, config=config, prediction_type=prediction_type)
+        return cls.of(parts, name)
+
+    @classmethod
+    def of(cls, parts: Parts, where: str | Path) -> Self:
+        """Returns the pipeline of components that were read from `where`; raises ValueError where they do not fit."""
         try:
             return cls(*parts)
         except ValueError as error:
-            raise ValueError(f"{folder}: {error}") from None
+            raise ValueError(f"{where}: {error}") from None
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a folder that `from_pretrained` and stock diffusers load, weights in `dtype` if given."""

@@ -15,9 +15,9 @@ from pipeline.tiny import make_pipeline
 from safetensors.torch import load_file, save_file
 
 from t2i.cli.convert import parse_bytes
-from t2i.cli.models import open_model
 from t2i.component import load_weights
 from t2i.files import read_json
+from t2i.pipeline import Pipeline
 from tests.hang import SECONDS
 
 PLAIN = {"encoder_hid_dim": None, "cross_attention_dim": 32}
@@ -45,7 +45,9 @@ def same(a, b):
 
 
 def drawn(place, **options):
-    return open_model(place, **options)("a red circle", seeds=0, num_inference_steps=3, output_type="latent").images
+    return Pipeline.from_pretrained(place, **options)(
+        "a red circle", seeds=0, num_inference_steps=3, output_type="latent"
+    ).images
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sd2-v"])

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from t2i.cli.app import app
 from t2i.cli.finetune_flags import read_flags
 from t2i.cli.finetune_run import gather
-from t2i.cli.models import open_model
 from t2i.data.data_config import config_for
 from t2i.data.open import open_source
+from t2i.pipeline import Pipeline
 from t2i.training.finetune.data import apart
 from t2i.training.resume import check_run
 
@@ -140,9 +140,9 @@ def test_pointer_goes_with_both_folders(places, tmp_path):
     shutil.copytree(model, tmp_path / "a" / "base")
     f.run(tmp_path / "a" / "base", data, tmp_path / "a" / "run")
     (tmp_path / "a").rename(tmp_path / "b")
-    from t2i.cli.models import open_model
+    from t2i.pipeline import Pipeline
 
-    assert open_model(tmp_path / "b" / "run").report
+    assert Pipeline.from_pretrained(tmp_path / "b" / "run").report
     assert json.loads((tmp_path / "b" / "run" / "finetuned.json").read_text())["model"] == "../base"
 
 
@@ -155,8 +155,10 @@ def test_a_run_is_converted_with_what_it_learnt(places, tmp_path, monkeypatch):
     for method in ("lora", "full"):
         found = CliRunner().invoke(app, ["convert", method, f"{method}-whole"], catch_exceptions=False)
         assert found.exit_code == 0, found.output
-        run, whole = (open_model(place)("a red square", seeds=1, num_inference_steps=2, output_type="pt").images
-                      for place in (Path(method), Path(f"{method}-whole")))  # fmt: skip
+        options = {"seeds": 1, "num_inference_steps": 2, "output_type": "pt"}
+        run, whole = (
+            Pipeline.from_pretrained(place)("a red square", **options).images for place in (method, f"{method}-whole")
+        )
         torch.testing.assert_close(run, whole, atol=1e-5, rtol=0)
     found = CliRunner().invoke(app, ["convert", "textual-inversion", "no"])
     assert "a new word, which stands beside its model" in str(found.exception)

@@ -7,9 +7,12 @@ import torch
 from pipeline.tiny import make_pipeline
 from safetensors.torch import load_file, save_file
 
-from t2i.cli.models import build, clip_tokenizer, describe_tokenizer, hashed_files, open_model, read_file, read_vae
 from t2i.interop.keys_vae import vae_places
 from t2i.interop.layout import send
+from t2i.interop.single_file import read_single_file
+from t2i.interop.tokenizer import clip_tokenizer, describe_tokenizer
+from t2i.pipeline import Pipeline
+from t2i.pipeline.load import from_checkpoint, hashed_files, load_vae
 from t2i.pipeline.outputs import read_settings
 from t2i.text.openclip import PAD
 from t2i.text.tokenizer import END
@@ -43,7 +46,8 @@ def test_a_single_file_draws_what_the_folder_draws(t2i, model, tmp_path):
     assert t2i(*asked, "-o", "x0", "--prediction-type", "sample")[0] == 0
     assert (tmp_path / "x0" / "00000-2.png").read_bytes() != first
     ours, other = (
-        open_model(place)("a red circle", seeds=1, output_type="latent") for place in (model, "one.safetensors")
+        Pipeline.from_pretrained(place)("a red circle", seeds=1, output_type="latent")
+        for place in (model, "one.safetensors")
     )
     assert torch.equal(ours.images, other.images)
     assert t2i("grid", "a red circle", "-x", "cfg=1,2", "--steps", 1, "-m", "one.safetensors", "-o", "sheet")[0] == 0
@@ -67,11 +71,14 @@ def test_a_picture_of_a_file_read_by_a_folders_configs_is_made_again(t2i, model,
     [
         (["-m", "x.ckpt"], "x.ckpt: a pickle, which can run code; `t2i convert x.ckpt x.safetensors`"),
         (["-m", "x.safetensors"], "x.safetensors: not a readable safetensors file"),
-        (["-m", "x.safetensors", "--variant", "fp16"], "x.safetensors: is a single file; --variant"),
-        (["-m", "MODEL", "--config", "."], "--config is for single files"),
-        (["-m", "MODEL", "--prediction-type", "v"], "--prediction-type is for single files"),
+        (
+            ["-m", "x.safetensors", "--variant", "fp16"],
+            "--variant = 'fp16': is for folders and hub repositories; x.safetensors is a single file",
+        ),
+        (["-m", "MODEL", "--config", "."], "--config: is for single files"),
+        (["-m", "MODEL", "--prediction-type", "v"], "--prediction-type: is for single files"),
         (["-m", "MODEL", "--variant", "fp16"], "has no variant 'fp16'; it has none"),
-        (["-m", "MODEL", "--revision", "main"], "a revision (main) is one of a hub repository"),
+        (["-m", "MODEL", "--revision", "main"], "--revision = 'main': is for hub repositories"),
     ],
 )
 def test_what_is_refused(t2i, model, tmp_path, arguments, message):
@@ -88,7 +95,7 @@ def test_a_hub_that_does_not_answer_is_bad_input(t2i, monkeypatch):
 
 
 def test_a_vae_by_the_original_codes_names(model, tmp_path):
-    pipeline = open_model(model)
+    pipeline = Pipeline.from_pretrained(model)
     vae = make_pipeline(unet=PLAIN).autoencoder
     bias = vae.decoder.conv_out.bias
     assert bias is not None
@@ -98,13 +105,13 @@ def test_a_vae_by_the_original_codes_names(model, tmp_path):
     for prefix in ("", "first_stage_model."):
         file = tmp_path / "vae.safetensors"
         save_file({prefix + k: v for k, v in state.items()} | {f"{prefix}loss.logvar": torch.zeros(())}, file)
-        found, report = read_vae(file, pipeline.autoencoder)
+        found, report = load_vae(file, pipeline.autoencoder)
         assert all(torch.equal(found.state_dict()[k], v) for k, v in vae.state_dict().items())
         assert len(report) == 1 and "ignored 1 key" in report[0] and "loss" in report[0]
     state["encoder.mid.block_7.x"] = state.pop("encoder.conv_in.bias")
     save_file(state, file)
     with pytest.raises(ValueError, match=r"missing encoder\.conv_in\.bias\n  unexpected encoder\.mid\.block_7\.x"):
-        read_vae(file, pipeline.autoencoder)
+        load_vae(file, pipeline.autoencoder)
 
 
 def test_the_hash_of_shards_is_of_their_bytes_in_order(t2i, model, tmp_path):
@@ -130,7 +137,7 @@ def test_clips_vocabulary_is_told_by_its_name(pad, split):
 def test_a_damaged_tokenizer_in_the_metadata(t2i, model, tmp_path, values):
     assert t2i("convert", model, "one.safetensors")[0] == 0
     file = tmp_path / "one.safetensors"
-    found = read_file(file, None, None)._replace(tokenizer=values)
+    found = read_single_file(file)._replace(tokenizer=values)
     with pytest.raises(ValueError, match=r"one\.safetensors"):
-        build(found, file, None)
+        from_checkpoint(found, file, None)
     assert load_file(file)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from t2i.__main__ import main
 from t2i.autoencoder.kl import AutoencoderKL
-from t2i.cli.models import clip_tokenizer
+from t2i.interop.tokenizer import clip_tokenizer
 from t2i.text.openclip import PAD
 from t2i.text.tokenizer import END, save_tokenizer
 

@@ -8,7 +8,7 @@ from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
 from interop.tiny import foreign, write
 
 from t2i.__main__ import main
-from t2i.cli.models import open_model
+from t2i.pipeline import Pipeline
 
 from .stock import load_stock, load_stock_file, read_folder, write_stock
 from .test_stock_folders import PROMPTS, differences, mask, our_run, picture, stock_run
@@ -50,7 +50,7 @@ def test_written_here_stock_reads_it(tmp_path, monkeypatch, kind, in_channels):
     kind_of_stock = StableDiffusionPipeline if in_channels == 4 else StableDiffusionInpaintPipeline
     stock = load_stock_file(file, folder, kind_of_stock)
     same_weights(load_stock(folder, kind_of_stock), stock)
-    check_alike(open_model(file), stock, in_channels)
+    check_alike(Pipeline.from_pretrained(file), stock, in_channels)
 
 
 @pytest.mark.parametrize("kind", ["sd1", pytest.param("sd2", marks=SLOW), "sd2-v"])
@@ -59,7 +59,7 @@ def test_a_renamed_state_dict_is_read(tmp_path, kind):
     folder = write_stock(kind, tmp_path / "model", layers=2)
     state = foreign(read_folder(folder))
     file = write(tmp_path / "m.safetensors", state)
-    ours, stock = open_model(file, config=folder), load_stock(folder)
+    ours, stock = Pipeline.from_pretrained(file, config=folder), load_stock(folder)
     check_alike(ours, stock, solver="euler")
     ignored = [line for line in ours.report if line.startswith("ignored")]
     assert sum(int(line.split()[1]) for line in ignored) == len(state) - consumed(state, folder), ignored

@@ -36,10 +36,10 @@ def make_pictures(folder: Path, count: int = 8, captions: bool = True) -> Path:
 
 def prepare(model: Path, data: Path, out: Path, *arguments: str) -> Finetuning:
     """The task of a command line."""
-    from t2i.cli.models import open_model
+    from t2i.pipeline import Pipeline
 
     values = gather([*FAST, *arguments], {"model": str(model), "data": str(data), "out": str(out)})
-    pipeline = open_model(values["model"])
+    pipeline = Pipeline.from_pretrained(values["model"])
     recipe, sources = complete(values, pipeline, look(values, pipeline, quiet=True))
     recipe.run.mkdir(parents=True, exist_ok=True)
     return Finetuning(recipe, pipeline, sources, quiet=True)

@@ -10,9 +10,9 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from scipy import stats
 
-from t2i.cli.models import open_model
 from t2i.data.data_config import DataConfig
 from t2i.data.open import open_source
+from t2i.pipeline import Pipeline
 from t2i.training.finetune.before_after import distances, paired
 from t2i.training.finetune.recipe import FinetuneRecipe, fill
 from t2i.training.finetune.task import BINS, NAME, held_timesteps
@@ -52,7 +52,7 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_its_parameters_alone_and_its_run_is_a_model(method, model, data, tmp_path):
     task = f.run(model, data, tmp_path / "run", f"method={method}", *METHODS[method])
-    learnt, base = open_model(tmp_path / "run"), open_model(model)
+    learnt, base = Pipeline.from_pretrained(tmp_path / "run"), Pipeline.from_pretrained(model)
     prompt = "a <sks> square" if method == "textual-inversion" else "a red square"
     options = {"seeds": [3], "num_inference_steps": 2, "output_type": "pt"}
     found = learnt(prompt, **options).images
