@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from t2i.cli.generate_options import find_model
 from t2i.diffusion.solvers import SOLVERS
 from t2i.pipeline import Pipeline
-from t2i.pipeline.sheet import Sheet
 from t2i.progress import progress
+from t2i.report.grid import LabelledGrid
 
 LEFT_OUT = ("lcm",)  # needs a model that was distilled for it
 
@@ -37,7 +37,7 @@ def main() -> None:
             report(len(pictures))
     rows = tuple(f"{steps} steps" for steps in options.steps)
     title = f"{options.prompt}, seed {options.seed}"
-    Sheet(title, pictures[0].size, tuple(options.solvers), rows).draw(pictures).save(options.out)
+    LabelledGrid(title, pictures[0].size, tuple(options.solvers), rows).draw(pictures).save(options.out)
     print(options.out)
 
 

@@ -28,8 +28,8 @@ from t2i.evaluation.setting import SHOWN, choose_prompts
 from t2i.evaluation.store import Store
 from t2i.files import read_json
 from t2i.pipeline import Pipeline
-from t2i.pipeline.sheet import Sheet
 from t2i.progress import progress
+from t2i.report.grid import LabelledGrid
 from t2i.training.distributed import process_state
 
 FLAGS = {"num_inference_steps": "--steps", "guidance_scale": "--cfg", "height = ": "--size: height = "}
@@ -244,7 +244,7 @@ def page(command: Command, evaluation: Evaluation, origins: list[int] | None) ->
     return Page(title, summary + many + ".", evaluation.notes, told, words, samples(evaluation, origins))
 
 
-def samples(evaluation: Evaluation, origins: list[int] | None) -> tuple[Sheet, list[Any]]:
+def samples(evaluation: Evaluation, origins: list[int] | None) -> tuple[LabelledGrid, list[Any]]:
     """The first pictures of each guidance, beside the reference's own where the prompts are its captions."""
     one, reference = evaluation.contestant, evaluation.reference
     rows = range(min(SHOWN, len(one.prompts)))
@@ -256,7 +256,7 @@ def samples(evaluation: Evaluation, origins: list[int] | None) -> tuple[Sheet, l
     drawn = {name: to_pixels(to_float(pixels)) for name, pixels in columns.items()}
     size = (width * times, height * times)
     names = tuple(one.prompts[i] for i in rows)
-    sheet = Sheet("Samples: one prompt and one noise a row", size, tuple(columns), names)
+    sheet = LabelledGrid("Samples: one prompt and one noise a row", size, tuple(columns), names)
     return sheet, [drawn[name][i].resize(size, 0) for i in rows for name in drawn]
 
 

@@ -25,8 +25,9 @@ from t2i.pipeline import Pipeline
 from t2i.pipeline.job import Job, Resolved
 from t2i.pipeline.outputs import Pictures, read_settings
 from t2i.pipeline.request import MOST_PICTURES
-from t2i.pipeline.sheet import Sheet
 from t2i.progress import progress
+from t2i.report import page
+from t2i.report.grid import LabelledGrid
 
 # The pipeline's arguments by the names of the axes.
 NAMES = {"num_inference_steps": "steps", "guidance_scale": "cfg", "seeds: ": "seed: "}
@@ -109,7 +110,7 @@ def _draw(plot: Plot, pipeline: Pipeline, made_by: dict[str, Any], orders: list[
     panels, rows, columns = (side.labels if side is not NOWHERE else ("",) for side in plot.sides)
     varied = [axis.name for axis in plot.axes]
     title = plot.prompt if plot.prompt is not None and "prompt" not in varied else f"by {', '.join(varied)}"
-    sheet = Sheet(title, (asked[0].width, asked[0].height), columns, rows, panels)
+    sheet = LabelledGrid(title, (asked[0].width, asked[0].height), columns, rows, panels)
     size = sheet.layout.size
     old = _drawn(plot.out) if plot.resume else {}
     settings = [settings_of(found, 0, order, made_by) for order, found in zip(orders, asked, strict=True)]
@@ -136,7 +137,8 @@ def _draw(plot: Plot, pipeline: Pipeline, made_by: dict[str, Any], orders: list[
     write_png(path, sheet.draw(shown), new=True)
     common = {k: str(v) for k, v in settings[0].items() if all(row.get(k) == v for row in settings)}
     listed = common | {axis.name: " | ".join(axis.written) for axis in plot.axes}
-    write_text(path.with_suffix(".html"), sheet.page(shown, listed, plot.command()), new=True)
+    made = page.settings(listed, plot.command())
+    write_text(path.with_suffix(".html"), page.page(title, "", sheet.tables(shown), made), new=True)
     typer.echo(f"{path} and {path.with_suffix('.html').name}: {what}")
 
 

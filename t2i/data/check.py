@@ -89,14 +89,14 @@ class Check:
 
     def lines(self) -> list[str]:
         """What was found, for a terminal."""
-        found = [f"  {n} {({**LOST, **NOTED})[kind]}{_few(self.named(kind))}" for kind, n in self.counts.items() if n]
-        return [printable(line) for line in [self.verdict, *found, *self.said_sizes(), *self.said_captions()]]
+        found = [f"  {n} {({**LOST, **NOTED})[kind]}{_few(self.of_kind(kind))}" for kind, n in self.counts.items() if n]
+        return [printable(line) for line in [self.verdict, *found, *self.size_lines(), *self.caption_lines()]]
 
-    def named(self, kind: str) -> list[Finding]:
+    def of_kind(self, kind: str) -> list[Finding]:
         """The findings of one kind."""
         return [finding for finding in self.findings if finding.kind == kind]
 
-    def said_sizes(self) -> list[str]:
+    def size_lines(self) -> list[str]:
         """The sizes, in lines."""
         s = self.sizes
         if not s:
@@ -110,7 +110,7 @@ class Check:
             )
         return lines
 
-    def said_captions(self) -> list[str]:
+    def caption_lines(self) -> list[str]:
         """The captions, in lines."""
         c = self.captions
         origins = ", ".join(f"{name} {n}" for name, n in c["origins"].items())

@@ -13,7 +13,8 @@ from PIL import Image
 from t2i.evaluation.figures import ANCHORS, bound_curve, curves, plain, trade
 from t2i.evaluation.rows import Row, table, write_rows
 from t2i.files import printable, write_png, write_text
-from t2i.pipeline.sheet import STYLE, Sheet
+from t2i.report.grid import LabelledGrid
+from t2i.report.page import STYLE
 
 MORE = """
 main { max-width: 62rem; margin: auto }
@@ -53,7 +54,7 @@ class Page:
     notes: Sequence[str]
     settings: Mapping[str, str]
     command: str
-    samples: tuple[Sheet, list[Image.Image]] | None = None
+    samples: tuple[LabelledGrid, list[Image.Image]] | None = None
 
 
 def write(rows: Sequence[Row], folder: Path, page: Page) -> list[str]:
@@ -254,7 +255,7 @@ def _figure(name: str, drawn: Mapping[str, Image.Image]) -> str:
     return f'<figure><picture>{dark}<img alt="{ALTS[name]}" src="{_data(drawn["light"])}"></picture></figure>'
 
 
-def _sheet(sheet: Sheet, pictures: Sequence[Image.Image]) -> str:
+def _sheet(sheet: LabelledGrid, pictures: Sequence[Image.Image]) -> str:
     found = iter(pictures)
     head = "<tr><td></td>" + "".join(f"<th>{_text(column)}</th>" for column in sheet.columns) + "</tr>"
     body = ""

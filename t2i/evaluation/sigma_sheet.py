@@ -1,7 +1,6 @@
 """What `t2i study sigma` leaves in its folder: numbers, a table, a labelled picture and a page."""
 
 import csv
-import html
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,8 @@ from PIL import Image
 
 from t2i.errors import RunFailed
 from t2i.files import write_png, write_text
-from t2i.pipeline.sheet import Sheet
+from t2i.report import page
+from t2i.report.grid import LabelledGrid
 
 if TYPE_CHECKING:
     from t2i.evaluation.sigma import SigmaStudy
@@ -39,14 +39,15 @@ def write(study: "SigmaStudy", folder: str | Path, settings: Mapping[str, str], 
     write_text(folder / FILES[1], _csv(study.rows), new=True)
     sheet, pictures = lay_out(study.prompts, study.copies, study.pictures)
     write_png(folder / FILES[2], sheet.draw(pictures), new=True)
-    page = sheet.page(pictures, settings, command)
-    page = page.replace("<h2>Settings</h2>", _table(table(study.rows)) + "<h2>Settings</h2>", 1)
-    write_text(folder / FILES[3], page, new=True)
+    head, *lines = table(study.rows)
+    numbers = page.section("Numbers, ± their standard error", page.table(head, lines))
+    parts = [sheet.tables(pictures), numbers, page.settings(settings, command)]
+    write_text(folder / FILES[3], page.page(TITLE, "", *parts), new=True)
 
 
 def lay_out(
     prompts: Sequence[str], copies: int, columns: Mapping[str, Sequence[Image.Image]]
-) -> tuple[Sheet, list[Image.Image]]:
+) -> tuple[LabelledGrid, list[Image.Image]]:
     """A column a way; a row a prompt and noise, the first ones of each."""
     shown = [(p, c) for p in range(min(len(prompts), SHOWN_PROMPTS)) for c in range(min(copies, SHOWN_COPIES))]
     width, height = next(iter(columns.values()))[0].size
@@ -54,7 +55,7 @@ def lay_out(
     size = (width * times, height * times)
     rows = tuple(f"{prompts[p]} ({c + 1})" if copies > 1 else prompts[p] for p, c in shown)
     pictures = [column[p * copies + c] for p, c in shown for column in columns.values()]
-    return Sheet(TITLE, size, tuple(columns), rows), [p.resize(size, Image.Resampling.NEAREST) for p in pictures]
+    return LabelledGrid(TITLE, size, tuple(columns), rows), [p.resize(size, Image.Resampling.NEAREST) for p in pictures]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -79,14 +80,3 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows({k: json.dumps(v) if isinstance(v, list | tuple) else v for k, v in row.items()} for row in rows)
     return text.getvalue()
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    found = "".join(
-        "<tr>"
-        + "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for kind, cell in zip(kinds, line, strict=True))
-        + "</tr>"
-        for i, line in enumerate(lines)
-        for kinds in [["th", *["td" if i else "th"] * (len(line) - 1)]]
-    )
-    return f"<h2>Numbers, ± their standard error</h2><div><table>{found}</table></div>"

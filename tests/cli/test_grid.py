@@ -14,7 +14,7 @@ from pipeline.tiny import make_pipeline
 from t2i.cli.grid_axes import parse_axis
 from t2i.pipeline import Pipeline
 from t2i.pipeline.outputs import Pictures, read_settings
-from t2i.pipeline.sheet import Sheet
+from t2i.report.grid import LabelledGrid
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_every_cell_is_what_the_pipeline_draws(t2i, model, tmp_path):
             "a red circle", "blurry" if cfg != 1 else None, steps, cfg, solver, seeds=7, height=16, width=20
         )
         assert np.abs(pixels.astype(int) - np.array(wanted.images[0]).astype(int)).max() <= 1
-    sheet = Sheet(
+    sheet = LabelledGrid(
         "a red circle", (20, 16), ("cfg = 1", "cfg = 4"), ("steps = 1", "steps = 2", "steps = 3"),
         ("solver = ddim", "solver = Euler a"),
     )  # fmt: skip

@@ -95,7 +95,7 @@ def test_json_and_page(check, tmp_path):
     assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; a red fox" in page and EVIL not in page
     shown = [Image.open(io.BytesIO(base64.b64decode(b))) for b in re.findall(r"base64,([A-Za-z0-9+/=]+)", page)]
     # 3 examples, 59 usable, 13 of faults (of 20: 4 unreadable, missing, not read and a text have none), 3 of twins
-    assert len(shown) == 3 + 59 + 13 + 3 and page.count('class="none"') == 4
+    assert len(shown) == 3 + 59 + 13 + 3 and page.count('class="missing"') == 4
     assert shown[0].size == (64, 64) and max(max(picture.size) for picture in shown[3:]) == 96
     red = np.asarray(shown[0].convert("RGB")).astype(int) - np.asarray(decode(encoded(photo(0), "JPEG")).crop(
         (12, 0, 84, 72)).resize((64, 64), Image.Resampling.BICUBIC))  # fmt: skip

@@ -9,7 +9,7 @@ from pipeline.tiny import make_pipeline
 from scripts import solver_picture
 from t2i.diffusion.solvers import SOLVERS
 from t2i.pipeline import Pipeline
-from t2i.pipeline.sheet import Sheet
+from t2i.report.grid import LabelledGrid
 
 
 def test_rows_are_steps_and_columns_are_solvers(tmp_path, monkeypatch, capsys):
@@ -22,7 +22,7 @@ def test_rows_are_steps_and_columns_are_solvers(tmp_path, monkeypatch, capsys):
     pipeline = Pipeline.from_pretrained(tmp_path / "model")
     asked = [(steps, solver) for steps in (2, 3) for solver in ("ddim", "euler-a")]
     wanted = [pipeline("a red circle", num_inference_steps=n, solver=s, seeds=0).images[0] for n, s in asked]
-    boxes = Sheet("a red circle, seed 0", (16, 16), ("ddim", "euler-a"), ("2 steps", "3 steps")).layout.boxes
+    boxes = LabelledGrid("a red circle, seed 0", (16, 16), ("ddim", "euler-a"), ("2 steps", "3 steps")).layout.boxes
     with Image.open(tmp_path / "out.png") as drawn:
         for box, picture in zip(boxes, wanted, strict=True):
             assert np.abs(np.array(drawn.crop(box)).astype(int) - np.array(picture).astype(int)).max() <= 1
