@@ -54,7 +54,7 @@ class Ours(benching.OurLoop):
     def __init__(self, folder: Path, size: int, batch: int, precision: str) -> None:
         from t2i.cli.finetune_run import complete, gather, look
         from t2i.pipeline import Pipeline
-        from t2i.training.finetune.before_after import Finetuning
+        from t2i.training.finetune.task import FinetuneTask
 
         settings = {
             "method": "lora",
@@ -76,7 +76,7 @@ class Ours(benching.OurLoop):
         values = gather([f"{key}={value}" for key, value in settings.items()], where)
         pipeline = Pipeline.from_pretrained(values["model"])
         recipe, sources = complete(values, pipeline, look(values, pipeline, quiet=True))
-        super().__init__(Finetuning(recipe, pipeline, sources, quiet=True), recipe)
+        super().__init__(FinetuneTask(recipe, pipeline, sources, quiet=True), recipe)
 
     def lora(self) -> dict[str, Tensor]:
         """The LoRA's live tensors, by the names that the peer has for them."""

@@ -105,8 +105,8 @@ class Ours(benching.OurLoop):
         from t2i.generator.latent_diffusion import LatentDiffusion
         from t2i.generator.scheduler_config import SchedulerConfig
         from t2i.generator.unet import UNet
+        from t2i.training.generator import GeneratorRecipe, GeneratorTask
         from t2i.training.precompute import Frozen
-        from t2i.training.unet import UNetRecipe, UNetTask
 
         config = TrainConfig(
             steps=10**6,
@@ -119,28 +119,28 @@ class Ours(benching.OurLoop):
             mixed_precision=cell.precision,  # pyright: ignore[reportArgumentType]
         )
 
-        class CachedTask(UNetTask):
+        class CachedTask(GeneratorTask):
             """The task on a cache that is there, without the pictures and networks that it was made with."""
 
             def __init__(self) -> None:
-                self.recipe = UNetRecipe.model_construct(
+                self.recipe = GeneratorRecipe.model_construct(
                     out="benchmark", seed=0, caption_dropout=0.1, timestep_bias=1.0, train=config
                 )
                 self.cache = open_cache(
                     folder / "cache", dict.fromkeys(("data", "size", "vae", "text_encoder"), "random")
                 )
-                self.null = self.cache.null
+                self.uncond, self.scale, self.short = self.cache.null, SCALE, None
                 text: Any = None
                 self.frozen = Frozen(
                     text, AutoencoderKL(AutoencoderKLConfig.parse({"scaling_factor": SCALE}, "here")), None
                 )
-                self.unet = UNet.load(folder / "unet")
-                self.generator = LatentDiffusion.from_config(self.unet, SchedulerConfig(**cell.scheduler))
-                self.networks = {"unet": self.unet}
+                unet = UNet.load(folder / "unet")
+                self.generator = LatentDiffusion.from_config(unet, SchedulerConfig(**cell.scheduler))
+                self.networks = {"unet": unet}
 
         task = CachedTask()
         super().__init__(task, task.recipe)
-        self.network = self.task.unet
+        self.network = task.generator.unet
 
 
 class Peer:

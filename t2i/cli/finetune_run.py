@@ -19,10 +19,11 @@ from t2i.files import read_json
 from t2i.pipeline import Pipeline
 from t2i.text.tokenizer import count_tokens
 from t2i.training.distributed import process_state
-from t2i.training.finetune.before_after import Finetuning, measure_before
-from t2i.training.finetune.data import Sources, apart, check_prompts
+from t2i.training.finetune.before_after import measure_before
+from t2i.training.finetune.data import Sources, check_prompts, split_source
 from t2i.training.finetune.estimate import plan_lines
 from t2i.training.finetune.recipe import FinetuneRecipe, fill
+from t2i.training.finetune.task import FinetuneTask
 from t2i.training.loop import train
 from t2i.training.resume import check_run
 
@@ -45,7 +46,7 @@ def run(arguments: list[str], given: dict[str, str]) -> None:
         (recipe.run / ".lock").touch()
     except OSError as error:
         raise ValueError(f"out = {recipe.run}: cannot be written ({error.strerror}): give another with -o") from None
-    task = Finetuning(recipe, pipeline, sources, quiet=quiet)
+    task = FinetuneTask(recipe, pipeline, sources, quiet=quiet)
     if not quiet:
         write_check(check, recipe.run / "check")
         typer.echo("\n".join(["", *plan_lines(task), ""]))
@@ -148,7 +149,7 @@ def complete(values: dict[str, Any], pipeline: Pipeline, check: Check) -> tuple[
         raise ValueError(explain(error, DataConfig, "validation.")) from None
     if not isinstance(values.get("held_out"), int | None):
         raise ValueError(f"`held_out`: {values['held_out']!r} is no number of pictures")
-    sources = apart(check.source, check.config, held, values.get("held_out"), values.get("seed", 0))
+    sources = split_source(check.source, check.config, held, values.get("held_out"), values.get("seed", 0))
     rms = float(pipeline.text_encoder.embeddings().detach().square().mean().sqrt())
     latents = values["size"] // pipeline.autoencoder.factor
     begun = Path(values["out"]) / "recipe.json"

@@ -32,17 +32,17 @@ def text_encoder(recipe: RecipePath, overrides: Overrides = None) -> None:
 @app.command("unet")
 def unet(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Train the U-Net on the latents of a trained autoencoder, with a frozen text encoder."""
-    from t2i.training.unet import UNetRecipe, UNetTask
+    from t2i.training.generator import GeneratorRecipe, GeneratorTask
 
-    _run(recipe, overrides, UNetRecipe, UNetTask)
+    _run(recipe, overrides, GeneratorRecipe, GeneratorTask)
 
 
 def precompute(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Write the cache of latents and text states that a U-Net recipe needs."""
     from t2i.config import load_recipe
-    from t2i.training.unet import UNetRecipe, build_caches, load_frozen
+    from t2i.training.generator import GeneratorRecipe, build_caches, load_frozen
 
-    wanted = load_recipe(recipe, overrides or [], UNetRecipe)
+    wanted = load_recipe(recipe, overrides or [], GeneratorRecipe)
     caches = build_caches(wanted, load_frozen(wanted))
     typer.echo(f"{wanted.cache}: latents and text states of {len(caches.train)} and {len(caches.validation)} pictures")
 

@@ -130,7 +130,7 @@ def _network(unet: Any, dtype: torch.dtype) -> Callable[..., Tensor]:
 def _loss(
     generator: LatentDiffusion, network: Any, cond: Conditioning, x0: Tensor, t: Tensor, eps: Tensor
 ) -> Float[Tensor, " b"]:
-    return generator.loss(network, x0, cond, t, eps)
+    return generator.loss(network, x0, cond, {"t": t, "eps": eps})
 
 
 def _edges(T: int) -> list[int]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from t2i.conditioning import Conditioning
@@ -13,7 +13,7 @@ from t2i.diffusion.guidance import Guidance, guided
 from t2i.diffusion.prediction import Prediction, check_kind, to_prediction
 from t2i.diffusion.schedule import Level, Schedule, levels
 from t2i.diffusion.solvers import find_solver
-from t2i.generator.base import Callback
+from t2i.generator.base import Callback, Draws
 from t2i.generator.prepared import remember_text
 from t2i.generator.scheduler_config import SchedulerConfig
 from t2i.generator.unet import UNet
@@ -53,17 +53,27 @@ class LatentDiffusion:
             sigmas=config.sigmas,
         )
 
+    @property
+    def network(self) -> UNet:
+        """The U-Net."""
+        return self.unet
+
+    def draw(self, code: Float[Tensor, "c h w"], g: torch.Generator, at: float | None = None) -> Draws:
+        """Draws t in 1..T, uniform or fixed by `at` in [0, 1), and the noise eps: Algorithm 1, lines 3-4."""
+        T = self.schedule.T
+        t = torch.randint(1, T + 1, (1,), generator=g) if at is None else torch.tensor([min(int(at * T), T - 1) + 1])
+        return {"t": t, "eps": torch.randn(code.shape, generator=g)[None]}
+
     def loss(
-        self,
-        network: Callable[..., Tensor],
-        x0: Float[Tensor, "b c h w"],
-        cond: Conditioning,
-        t: Int[Tensor, "b"],
-        eps: Float[Tensor, "b c h w"],
+        self, network: Callable[..., Tensor], code: Float[Tensor, "b c h w"], cond: Conditioning, draws: Draws
     ) -> Float[Tensor, "b"]:
-        """Algorithm 1 of Ho et al. 2020 for each sample, t in 1..T; `network` is the U-Net in its training wrapper."""
+        """Algorithm 1 of Ho et al. 2020, line 5, for each sample; `network` is the U-Net in its training wrapper."""
         network = _from_one(network)
-        return training_loss(lambda x, t: network(x, t, cond), self.schedule, x0, t, eps, self.prediction)
+
+        def output(x: Tensor, t: Tensor) -> Tensor:
+            return network(x, t, cond)
+
+        return training_loss(output, self.schedule, code, draws["t"], draws["eps"], self.prediction)
 
     def levels(
         self, steps: int, solver: str = "ddim", spacing: str | None = None, sigmas: str | None = None

@@ -25,7 +25,7 @@ from t2i.evaluation.reading import extract, to_uint8
 from t2i.evaluation.scene_parser import MEANING, VERSION, Part, Skills, score_all
 from t2i.study.recipe import StudyRecipe
 from t2i.training.distributed import process_state
-from t2i.training.images import open_pictures
+from t2i.training.images import open_images
 
 PARTS = list(MEANING)
 
@@ -66,7 +66,7 @@ class Lab:
 
     def open(self, config: DataConfig, label: str) -> ImageDataset:
         """Pictures at the study's size."""
-        return open_pictures(config, self.recipe.size, label, quiet=True)
+        return open_images(config, self.recipe.size, label, quiet=True)
 
     @cached_property
     def rows(self) -> list[int]:

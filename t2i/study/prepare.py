@@ -17,13 +17,13 @@ from t2i.study.recipe import ORACLE, Encoder, Prepared, StudyRecipe
 from t2i.text.base import TextEncoder
 from t2i.text.controls import OracleTextEncoder, oracle
 from t2i.text.encoder import load_text_encoder
+from t2i.training.generator import GeneratorRecipe, build_caches, load_frozen
 from t2i.training.loop import train
 from t2i.training.objectives import text_encoder_training
 from t2i.training.precompute import Frozen
 from t2i.training.recipes import Recipe
 from t2i.training.resume import check_run
 from t2i.training.task import Task
-from t2i.training.unet import UNetRecipe, build_caches, load_frozen
 from t2i.training.vae import VAERecipe, VAETask
 
 TIMED = 256  # captions
@@ -119,7 +119,7 @@ def encoder_ready(recipe: StudyRecipe, name: str) -> bool:
     return path.is_file() and read_json(path)["text_encoder"] == resolved(recipe, recipe.encoders[name])
 
 
-def ready_encoder(recipe: StudyRecipe, name: str, train_recipe: UNetRecipe) -> None:
+def ready_encoder(recipe: StudyRecipe, name: str, train_recipe: GeneratorRecipe) -> None:
     """Open an encoder (the oracle is made here), cache its states of all captions, and write down what it costs."""
     entry = recipe.encoders[name]
     if entry.text_encoder == ORACLE:

@@ -12,18 +12,18 @@ from t2i.generator.unet_config import UNetConfig
 from t2i.study.plan import Run
 from t2i.study.prepare import encoder_file, resolved, train_next
 from t2i.study.recipe import StudyRecipe
+from t2i.training.generator import STATES, GeneratorRecipe, GeneratorTask, Sampling, build_caches, load_frozen
 from t2i.training.precompute import Frozen, whitening_projector
-from t2i.training.unet import STATES, Sampling, UNetRecipe, UNetTask, build_caches, load_frozen
 
 BEGIN, TRAINED = "begin", "train"
 
 
-def train_recipe(recipe: StudyRecipe, run: Run) -> UNetRecipe:
+def train_recipe(recipe: StudyRecipe, run: Run) -> GeneratorRecipe:
     """The U-Net recipe of a run; only the encoder, the network and the seed differ from run to run."""
     entry, network, asked = recipe.encoders[run.encoder], recipe.unets[run.unet], recipe.evaluate
     lr = recipe.train.lr if network.lr is None else network.lr
     folder = run.folder(recipe)
-    return UNetRecipe(
+    return GeneratorRecipe(
         out=str(folder / TRAINED),
         seed=run.seed,
         size=recipe.size,
@@ -60,10 +60,10 @@ def train_run(recipe: StudyRecipe, run: Run) -> None:
                 f"back, or begin a new study with out=FOLDER"
             )
         begin_with(wanted, frozen).save(begin)
-    train_next(UNetTask(wanted), wanted)
+    train_next(GeneratorTask(wanted), wanted)
 
 
-def begin_with(recipe: UNetRecipe, frozen: Frozen) -> UNet:
+def begin_with(recipe: GeneratorRecipe, frozen: Frozen) -> UNet:
     """The U-Net that a run begins from: the body of its seed alone, the projector whitening the encoder's states."""
     config = network_config(recipe, frozen)
     torch.manual_seed(randomness.generator(recipe.seed, "init").initial_seed())
@@ -79,7 +79,7 @@ def begin_with(recipe: UNetRecipe, frozen: Frozen) -> UNet:
     return unet
 
 
-def network_config(recipe: UNetRecipe, frozen: Frozen) -> UNetConfig:
+def network_config(recipe: GeneratorRecipe, frozen: Frozen) -> UNetConfig:
     """The U-Net proper, which knows nothing of the encoder's width."""
     channels = frozen.vae.config.latent_channels
     update = {"in_channels": channels, "out_channels": channels, "sample_size": recipe.size // frozen.vae.factor}

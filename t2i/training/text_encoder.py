@@ -105,7 +105,7 @@ class TextEncoderTask:
         return self.neighbours.order(self.pictures.usable.tolist(), self.recipe.contrast.together, seed, epoch)
 
     def batch(self, indices: Int[Tensor, " b"], step: int) -> dict[str, Tensor]:
-        """Pictures moved a little; the ids and names of their captions, then of the negatives."""
+        """ImageDataset moved a little; the ids and names of their captions, then of the negatives."""
         config, seed, rows = self.recipe.contrast, self.recipe.seed, indices.tolist()
         texts = [self.captions[row] for row in rows]
         for k in range(config.negatives):

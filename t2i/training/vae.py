@@ -13,7 +13,8 @@ from t2i.autoencoder import metrics
 from t2i.autoencoder.kl import AutoencoderKL, AutoencoderKLConfig, Gaussian
 from t2i.autoencoder.loss import autoencoder_loss
 from t2i.config import Section
-from t2i.training.images import open_both, order
+from t2i.data.dataset import batch_indices
+from t2i.training.images import open_both
 from t2i.training.recipes import Recipe
 
 BATCH = 64  # pictures a forward pass when measuring
@@ -42,7 +43,7 @@ class VAETask:
 
     def __init__(self, recipe: VAERecipe, quiet: bool = False) -> None:
         self.recipe = recipe
-        self.pictures, self.held_out = open_both(recipe, quiet)
+        self.images, self.held_out = open_both(recipe, quiet)
         torch.manual_seed(randomness.generator(recipe.seed, "init").initial_seed())
         config = recipe.vae.model_copy(update={"sample_size": recipe.size})
         self.vae = AutoencoderKL.load(recipe.train.init) if recipe.train.init else AutoencoderKL(config)
@@ -55,16 +56,16 @@ class VAETask:
         self.latent_shape = (self.vae.config.latent_channels, side, side)
 
     def __len__(self) -> int:
-        return len(self.pictures.usable)
+        return len(self.images.usable)
 
     def order(self, step: int, global_batch: int, seed: int) -> Int[Tensor, " b"]:
         """The rows of a step."""
-        return order(self.pictures.usable, step, global_batch, seed)
+        return self.images.usable[batch_indices(len(self), global_batch, step, seed)]
 
     def batch(self, indices: Int[Tensor, " b"], step: int) -> dict[str, Tensor]:
-        """Pictures, and the noise of the reparameterisation."""
+        """ImageDataset, and the noise of the reparameterisation."""
         noise = [randomness.normal(self.latent_shape, self.recipe.seed, "posterior", step, i) for i in indices.tolist()]
-        return {"pixels": self.pictures.batch(indices), "eps": torch.stack(noise)}
+        return {"pixels": self.images.batch(indices), "eps": torch.stack(noise)}
 
     def loss(
         self, name: str, networks: dict[str, nn.Module], batch: dict[str, Any]
@@ -123,7 +124,7 @@ class VAETask:
         """1 / std of the posterior samples of the first training pictures."""
         device = next(vae.parameters()).device
         moments = [
-            vae.encode(self.pictures.batch(i).to(device)) for i in self.pictures.usable[:SCALE_PICTURES].split(BATCH)
+            vae.encode(self.images.batch(i).to(device)) for i in self.images.usable[:SCALE_PICTURES].split(BATCH)
         ]
         return metrics.latent_scale(
             Gaussian(torch.cat([m.mean for m in moments]), torch.cat([m.logvar for m in moments]))

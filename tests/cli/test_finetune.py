@@ -15,7 +15,7 @@ from t2i.cli.finetune_run import gather
 from t2i.data.data_config import config_for
 from t2i.data.open import open_source
 from t2i.pipeline import Pipeline
-from t2i.training.finetune.data import apart
+from t2i.training.finetune.data import split_source
 from t2i.training.resume import check_run
 
 
@@ -71,7 +71,7 @@ def test_captionless_folder_needs_an_instance_prompt(places, tmp_path):
     with pytest.raises(ValueError, match="--instance-prompt"):
         f.prepare(model, data, tmp_path / "run")
     task = f.prepare(model, data, tmp_path / "run", "data.instance_prompt=a red thing")
-    assert set(task.material.captions) == {"a red thing"}
+    assert set(task.data.captions) == {"a red thing"}
 
 
 @pytest.mark.parametrize("kind", ["empty", "none"])
@@ -195,4 +195,4 @@ def test_pictures_held_out(pictures, held, tmp_path):
     data = f.make_pictures(tmp_path / "many", pictures)
     config = config_for(data)
     source = open_source(config)
-    assert len(apart(source, config, None, None, 0).held) == held
+    assert len(split_source(source, config, None, None, 0).held_out) == held

@@ -84,7 +84,7 @@ def test_the_network_counts_from_zero_and_guidance_one_makes_one_pass():
     assert times == [[999] * 2, [499] * 2]
     generator.sample(x, cond, null, steps=2, guidance=2.0)
     assert times[2:] == [[999] * 4, [499] * 4]
-    generator.loss(generator.unet, x, cond, torch.tensor([1, 1000]), x)
+    generator.loss(generator.unet, x, cond, {"t": torch.tensor([1, 1000]), "eps": x})
     assert times[4:] == [[0, 999]]
 
 
@@ -112,7 +112,7 @@ def test_loss_is_the_stock_training_step(pair, prediction, stock_target):
     ours, stock = pair
     scheduler = DDPMScheduler(**SD)
     x0, eps, t, cond = latents(3, 4, 4, 4), latents(3, 4, 4, 4, seed=5), torch.tensor([1, 400, 1000]), conditioning(3)
-    loss = small_generator(ours, prediction).loss(ours, x0, cond, t, eps)
+    loss = small_generator(ours, prediction).loss(ours, x0, cond, {"t": t, "eps": eps})
     with torch.no_grad():
         output = stock(scheduler.add_noise(x0, eps, t - 1), t - 1, cond.tokens).sample
     expected = (output - stock_target(scheduler, x0, eps, t - 1)).square().mean((1, 2, 3))
@@ -123,7 +123,7 @@ def test_loss_is_the_stock_training_step(pair, prediction, stock_target):
 def test_loss_runs_the_network_it_is_handed():
     generator, other = small_generator(), small_unet(seed=3)
     x0, cond, t = latents(2, 4, 4, 4), conditioning(2), torch.tensor([10, 700])
-    generator.loss(other, x0, cond, t, latents(2, 4, 4, 4, seed=5)).sum().backward()
+    generator.loss(other, x0, cond, {"t": t, "eps": latents(2, 4, 4, 4, seed=5)}).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in other.parameters())
     assert all(p.grad is None for p in generator.unet.parameters())
 
@@ -133,7 +133,7 @@ def test_sampling_sees_weights_that_training_changed():
     x, cond, null = latents(1, 4, 4, 4), conditioning(1), conditioning(1, seed=9)
     before = generator.sample(x, cond, null, steps=2)
     optimiser = torch.optim.SGD(generator.unet.parameters(), lr=0.1)
-    generator.loss(generator.unet, x, cond, torch.tensor([500]), x).sum().backward()
+    generator.loss(generator.unet, x, cond, {"t": torch.tensor([500]), "eps": x}).sum().backward()
     optimiser.step()
     reference = small_generator()
     reference.unet.load_state_dict(generator.unet.state_dict())

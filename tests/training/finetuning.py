@@ -7,7 +7,8 @@ from PIL import Image
 from pipeline.tiny import make_pipeline
 
 from t2i.cli.finetune_run import complete, gather, look
-from t2i.training.finetune.before_after import Finetuning, measure_before
+from t2i.training.finetune.before_after import measure_before
+from t2i.training.finetune.task import FinetuneTask
 from t2i.training.loop import train
 
 COLOURS = ["red", "green", "blue", "gray", "white", "black", "yellow", "purple", "orange", "pink"]
@@ -34,7 +35,7 @@ def make_pictures(folder: Path, count: int = 8, captions: bool = True) -> Path:
     return folder
 
 
-def prepare(model: Path, data: Path, out: Path, *arguments: str) -> Finetuning:
+def prepare(model: Path, data: Path, out: Path, *arguments: str) -> FinetuneTask:
     """The task of a command line."""
     from t2i.pipeline import Pipeline
 
@@ -42,10 +43,10 @@ def prepare(model: Path, data: Path, out: Path, *arguments: str) -> Finetuning:
     pipeline = Pipeline.from_pretrained(values["model"])
     recipe, sources = complete(values, pipeline, look(values, pipeline, quiet=True))
     recipe.run.mkdir(parents=True, exist_ok=True)
-    return Finetuning(recipe, pipeline, sources, quiet=True)
+    return FinetuneTask(recipe, pipeline, sources, quiet=True)
 
 
-def run(model: Path, data: Path, out: Path, *arguments: str) -> Finetuning:
+def run(model: Path, data: Path, out: Path, *arguments: str) -> FinetuneTask:
     """Fine-tune as the command line does."""
     task = prepare(model, data, out, *arguments)
     measure_before(task)

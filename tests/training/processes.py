@@ -14,7 +14,9 @@ from t2i.__main__ import main
 from tests.hang import SECONDS
 
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["t2i.training.unet", "t2i.training.vae", "t2i.training.text_encoder", "t2i.cli.app"])
+server.set_forkserver_preload(
+    ["t2i.training.generator", "t2i.training.vae", "t2i.training.text_encoder", "t2i.cli.app"]
+)
 
 
 def start(commands: Sequence[Sequence[str]], log: Path, **environment: str):

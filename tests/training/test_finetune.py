@@ -13,9 +13,10 @@ from scipy import stats
 from t2i.data.data_config import DataConfig
 from t2i.data.open import open_source
 from t2i.pipeline import Pipeline
+from t2i.training.conditioned import BINS, validation_places
 from t2i.training.finetune.before_after import distances, paired
 from t2i.training.finetune.recipe import FinetuneRecipe, fill
-from t2i.training.finetune.task import BINS, NAME, held_timesteps
+from t2i.training.finetune.task import NAME
 
 from . import finetuning as f
 
@@ -98,7 +99,7 @@ def test_in_half_precision_what_is_frozen_is_half_and_what_is_trained_is_not(mod
     first, second = ((tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("wide", "half"))
     losses = [[row["loss"] for row in map(json.loads, rows) if "loss" in row] for rows in (first, second)]
     assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
-    before, after = (run.held_losses(run.networks).mean().item() for run in (wide, task))
+    before, after = (run.validation_losses(run.networks)[0].mean().item() for run in (wide, task))
     assert before == pytest.approx(after, rel=0.02)
 
 
@@ -119,7 +120,7 @@ def test_lora_begins_without_effect_and_holds_only_itself(model, data, lora, tmp
 
     remove_lora(fresh.generator.unet)
     fresh.trainable.eval()
-    torch.testing.assert_close(fresh.held_losses({NAME: fresh.trainable}), before)
+    torch.testing.assert_close(fresh.validation_losses({NAME: fresh.trainable})[0], before)
     newest = sorted(out.glob("checkpoints/step_*"))[-1]
     saved = load_file(newest / f"{NAME}.safetensors")
     assert saved
@@ -178,16 +179,16 @@ def test_prior_pictures_are_drawn_once_and_weighed(model, data, tmp_path):
     batch = task.batch(torch.tensor([0, 1]), 0)
     assert batch["weight"].tolist() == [0.5, 0.5, 0.25, 0.25]
     loss, terms = task.loss(NAME, {NAME: task.trainable}, batch)
-    each = task.generator.loss(task.generator.unet, batch["latents"], batch["cond"], batch["t"], batch["eps"])
+    each = task.generator.loss(task.generator.unet, batch["latents"], batch["cond"], batch)
     torch.testing.assert_close(loss, each[:2].mean() + 0.5 * each[2:].mean())
     torch.testing.assert_close(terms["prior"], 0.5 * each[2:].mean())
 
 
 def test_flip_mirrors_pictures_not_latents(model, data, tmp_path):
     task = f.prepare(model, data, tmp_path / "run", "flip=true")
-    mirrored = task.material.mirrored
+    mirrored = task.data.mirrored
     assert mirrored is not None
-    pictures = task.material.train.batch(task.material.train.usable[:2])
+    pictures = task.data.train.batch(task.data.train.usable[:2])
     with torch.no_grad():
         mean, _ = task.pipeline.autoencoder.encode(pictures.flip(-1))
     torch.testing.assert_close(mirrored.moments([0, 1])[0], mean, atol=1e-5, rtol=1e-4)
@@ -210,7 +211,7 @@ def test_word_is_learnt_alone(model, data, tmp_path):
 def test_too_few_pictures_are_judged_by_themselves(model, tmp_path, capsys):
     data = f.make_pictures(tmp_path / "data", 3)
     task = f.prepare(model, data, tmp_path / "run")
-    assert task.material.same
+    assert task.data.same
     assert len(task) == 3
     assert task.recipe.train.global_batch == 4  # as asked; by default 3
     assert fill({"method": "lora"}, 3, 8, 1.0)["train"]["global_batch"] == 3
@@ -218,7 +219,7 @@ def test_too_few_pictures_are_judged_by_themselves(model, tmp_path, capsys):
 
 def test_held_out_pictures_are_not_trained_on(model, data, tmp_path):
     task = f.prepare(model, data, tmp_path / "run", "held_out=3")
-    keys = [{s[i].key for i in range(len(s))} for s in (task.material.train.source, task.material.held.source)]
+    keys = [{s[i].key for i in range(len(s))} for s in (task.data.train.source, task.data.held_out.source)]
     assert (len(keys[0]), len(keys[1])) == (5, 3)
     assert not keys[0] & keys[1]
 
@@ -235,8 +236,8 @@ def test_held_out_pictures_are_not_trained_on(model, data, tmp_path):
         (["method=textual-inversion", "inversion.initializer=purple unicorn riding"], "give a shorter word"),
         (["data.instance_prompt=" + "circle square " * 12], "longer than the text encoder's 12 tokens"),
         (["method=dreambooth", "prior.prompt=" + "circle square " * 12], "longer than the text encoder's 12 tokens"),
-        (["held_out=8"], "held_out = 8: it has to be less"),
-        (["size=17"], "size = 17 is no multiple of 4"),
+        (["held_out=8"], "held_out = 8: must be less"),
+        (["size=17"], "size = 17: must be a multiple of 4"),
         (["train.steps=0"], "`train.steps`"),
         (["train.epochs=3"], "give one of them"),
     ],
@@ -262,9 +263,11 @@ def test_paired_interval_is_that_of_students_test():
     assert some["before"] == pytest.approx(before[:7, 2].mean().item())
 
 
-def test_judging_draws_fill_the_timesteps():
-    pairs = torch.cartesian_prod(torch.arange(40), torch.arange(20))
-    t = held_timesteps(pairs, 20, 1000)
+def test_validation_draws_fill_the_timesteps(lora):
+    _, task = lora
+    rows, draw = torch.cartesian_prod(torch.arange(40), torch.arange(20)).T
+    g, places = torch.Generator(), validation_places(rows, draw, 20).tolist()
+    t = torch.cat([task.generator.draw(torch.zeros(1), g, at)["t"] for at in places])
     assert (t.min() >= 1) and (t.max() <= 1000)
     counts = torch.bincount((t - 1) * BINS // 1000, minlength=BINS)
     assert (counts == 80).all()

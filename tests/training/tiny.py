@@ -13,15 +13,15 @@ from t2i.data.data_config import DataConfig
 from t2i.text.clip import CLIPTextEncoder
 from t2i.text.tokenizer import SMALLEST, learn_tokenizer
 from t2i.text.towers import TextTowerConfig, text_tower
-from t2i.training.images import open_pictures
+from t2i.training.generator import GeneratorRecipe, GeneratorTask
+from t2i.training.images import open_images
 from t2i.training.loop import train
 from t2i.training.text_encoder import TextEncoderRecipe, TextEncoderTask
-from t2i.training.unet import UNetRecipe, UNetTask
 from t2i.training.vae import VAERecipe, VAETask
 
 TASKS: dict[str, tuple[Any, Any]] = {
     "vae": (VAERecipe, VAETask),
-    "unet": (UNetRecipe, UNetTask),
+    "unet": (GeneratorRecipe, GeneratorTask),
     "text-encoder": (TextEncoderRecipe, TextEncoderTask),
 }
 VAE = {"block_out_channels": [8, 16], "latent_channels": 2, "norm_num_groups": 4, "mid_block_add_attention": False}
@@ -88,7 +88,7 @@ def make_components(folder: Path) -> None:
         quant.weight[latent:].zero_()  # pyright: ignore
         quant.bias[latent:].fill_(-6)  # pyright: ignore
         quant.weight[:latent].mul_(4)  # pyright: ignore
-        pictures = open_pictures(DataConfig.model_validate(scenes(8)), 16, "", quiet=True).batch(list(range(8)))
+        pictures = open_images(DataConfig.model_validate(scenes(8)), 16, "", quiet=True).batch(list(range(8)))
         scale = latent_scale(autoencoder.encode(pictures))
     autoencoder.config = autoencoder.config.model_copy(update={"scaling_factor": scale})
     autoencoder.save(folder / "vae")

@@ -56,7 +56,7 @@ class Tags(Section):
     separator: str = ","
 
 
-class Pictures(Section):
+class SampleImages(Section):
     """The pictures drawn before, during and after, each with its own noise, always the same."""
 
     prompts: tuple[str, ...] = Field(default=(), description="by default captions of held-out pictures")
@@ -85,7 +85,7 @@ class FinetuneRecipe(Recipe):
     text_encoder: bool = Field(default=False, description="full, dreambooth: train the text encoder's weights too")
     inversion: Inversion | None = Field(default=None, description="of `textual-inversion`")
     prior: Prior | None = Field(default=None, description="of `dreambooth`")
-    sample: Pictures = Pictures()
+    sample: SampleImages = SampleImages()
 
     @model_validator(mode="after")
     def _one_method(self) -> "FinetuneRecipe":

@@ -1,4 +1,4 @@
-"""Fine-tuning a pipeline on one's own pictures: DDPM's Algorithm 1 on some of its parameters.
+"""Fine-tunes a pipeline on a user's images: DDPM's Algorithm 1 on some of its parameters.
 
 LoRA (Hu et al. 2022), DreamBooth (Ruiz et al. 2023), textual inversion (Gal et al. 2022), or all weights.
 """
@@ -16,25 +16,25 @@ from t2i.component import save_weights
 from t2i.conditioning import Conditioning
 from t2i.data.captions import shuffle_tags
 from t2i.data.dataset import batch_indices
+from t2i.errors import ConfigError
 from t2i.interop.lora import DIFFUSERS_FILE
 from t2i.interop.lora_write import write_lora
 from t2i.nn.lora import lora_state
 from t2i.pipeline import Pipeline
 from t2i.pipeline.finetuned import EMBEDDINGS_FILE, MODEL, write_pointer
 from t2i.text.tokenizer import tokenize
+from t2i.training.conditioned import biased_timesteps, integers, loss_figures, normal, uniform, validation_losses
 from t2i.training.distributed import process_state
-from t2i.training.finetune.data import Material, Sources, check_prompts
+from t2i.training.finetune.data import FinetuneData, Sources, check_prompts
 from t2i.training.finetune.recipe import FinetuneRecipe
 from t2i.training.finetune.trainable import Trainable, prepare_trainable
 
-NAME = "finetuned"
-BINS = 10  # of timesteps, in the validation loss
-VALIDATED = 512  # held-out pictures that are judged, at most
-SHOWN = 8  # prompts by default
+NAME = "finetuned"  # of the network's files in a checkpoint
+SHOWN = 8  # sample prompts by default
 
 
 class FinetuneTask:
-    """What a recipe trains of `pipeline`, which is changed in place."""
+    """Trains the parameters that a recipe selects of `pipeline`, which is changed in place."""
 
     couples_batch = False
 
@@ -42,9 +42,8 @@ class FinetuneTask:
         self.recipe, self.pipeline = recipe, pipeline.to(process_state().device)
         check_size(recipe.size, pipeline)
         check_prompts(pipeline, {"prior.prompt": recipe.prior and recipe.prior.prompt})
-        self.material = Material(recipe, pipeline, sources, quiet)
-        self.generator, self.T = pipeline.generator, pipeline.generator.schedule.T
-        self.scale = pipeline.autoencoder.config.scaling_factor
+        self.data = FinetuneData(recipe, pipeline, sources, quiet)
+        self.generator, self.scale = pipeline.generator, pipeline.autoencoder.config.scaling_factor
         self.trainable: Trainable = prepare_trainable(pipeline, recipe)
         self.generator.unet.enable_gradient_checkpointing(recipe.train.gradient_checkpointing)
         self.networks: dict[str, nn.Module] = {NAME: self.trainable}
@@ -52,132 +51,117 @@ class FinetuneTask:
             for template in recipe.inversion.templates:
                 text = template.format(token=recipe.inversion.token, caption="")
                 check_prompts(pipeline, {"inversion.templates": text})
-        self.prompts = list(recipe.sample.prompts) or self.own_prompts()
+        self.prompts = list(recipe.sample.prompts) or self.default_prompts()
 
     def __len__(self) -> int:
-        return len(self.material.cache)
+        return len(self.data.cache)
 
     def order(self, step: int, global_batch: int, seed: int) -> Int[Tensor, " b"]:
-        """The cached rows of a step."""
+        """Returns the cached rows of a step."""
         return batch_indices(len(self), global_batch, step, seed)
 
     def batch(self, indices: Int[Tensor, " b"], step: int) -> dict[str, Any]:
-        """Scaled latents, captions (some dropped), t in 1..T, noise and weights, class pictures after the others."""
-        draws = [randomness.generator(self.recipe.seed, "finetune", step, i) for i in indices.tolist()]
-        b = len(indices)
-        moments = self.material.cache.moments(indices)
-        if self.material.mirrored is not None:
-            flip = (torch.cat([torch.rand(1, generator=g) for g in draws]) < 0.5).view(-1, 1, 1, 1)
-            other = self.material.mirrored.moments(indices)
+        """Returns scaled latents, conditioning, t in 1..T, noise and loss weights; class images follow the others."""
+        recipe, data, T = self.recipe, self.data, self.generator.schedule.T
+        generators = [randomness.generator(recipe.seed, "finetune", step, i) for i in indices.tolist()]
+        moments = data.cache.moments(indices)
+        if data.mirrored is not None:
+            flip = (uniform(generators) < 0.5).view(-1, 1, 1, 1)
+            other = data.mirrored.moments(indices)
             moments = (torch.where(flip, other[0], moments[0]), torch.where(flip, other[1], moments[1]))
-        cond, weight = self.read(indices, step), torch.ones(b)
-        if (prior := self.material.prior) is not None:
-            assert self.recipe.prior is not None
-            rows = torch.cat([torch.randint(len(prior), (1,), generator=g) for g in draws])
-            more = prior.moments(rows)
-            moments = (torch.cat([moments[0], more[0]]), torch.cat([moments[1], more[1]]))
-            words = self.ids([self.recipe.prior.prompt] * b) if self.live else prior.conditioning(rows)
-            cond = Conditioning.cat([cond, words])
-            weight = torch.cat([weight, weight * self.recipe.prior.weight])
-            draws = draws * 2
-        keep = torch.cat([torch.rand(1, generator=g) for g in draws]) >= self.recipe.caption_dropout
-        null = self.ids([""]) if self.live else self.material.cache.null
-        t = torch.cat([torch.randint(1, self.T + 1, (1,), generator=g) for g in draws])
-        if self.recipe.timestep_bias != 1:
-            u = (t - torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in draws])) / self.T
-            t = (self.T * u ** (1 / self.recipe.timestep_bias)).ceil().long().clamp(1, self.T)
-        noise = [torch.stack([torch.randn(moments[0].shape[1:], generator=g) for g in draws]) for _ in range(2)]
-        latents = Gaussian(*moments).sample(noise[0]) * self.scale
-        return {"latents": latents, "cond": cond.drop(keep, null), "t": t, "eps": noise[1], "weight": weight / b}
+        cond, weight = self.conditioning(indices, step), torch.ones(len(indices))
+        if data.prior is not None:
+            assert recipe.prior is not None
+            rows = integers(generators, 0, len(data.prior))
+            prior = data.prior.moments(rows)
+            moments = (torch.cat([moments[0], prior[0]]), torch.cat([moments[1], prior[1]]))
+            prompts = [recipe.prior.prompt] * len(indices)
+            prior_cond = self.ids(prompts) if self.encodes_text else data.prior.conditioning(rows)
+            cond = Conditioning.cat([cond, prior_cond])
+            weight = torch.cat([weight, weight * recipe.prior.weight])
+            generators = generators * 2
+        keep = uniform(generators) >= recipe.caption_dropout
+        uncond = self.ids([""]) if self.encodes_text else data.cache.null
+        t = biased_timesteps(integers(generators, 1, T + 1), generators, T, recipe.timestep_bias)
+        z, eps = (normal(generators, moments[0].shape[1:]) for _ in range(2))
+        latents, weight = Gaussian(*moments).sample(z) * self.scale, weight / len(indices)
+        return {"latents": latents, "cond": cond.drop(keep, uncond), "t": t, "eps": eps, "weight": weight}
 
     def loss(
         self, name: str, networks: dict[str, nn.Module], batch: dict[str, Any]
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Algorithm 1, and with prior preservation its weighted sum over the pictures and the class pictures."""
-        each = self.generator.loss(networks[name], batch["latents"], batch["cond"], batch["t"], batch["eps"])
-        weighted = each * batch["weight"]
-        if self.material.prior is None:
-            return weighted.sum(), {}
-        own, prior = weighted.chunk(2)
-        return weighted.sum(), {"instance": own.sum(), "prior": prior.sum()}
+        """Returns the mean loss; with prior preservation, the weighted sum over images and class images."""
+        losses = self.generator.loss(networks[name], batch["latents"], batch["cond"], batch) * batch["weight"]
+        if self.data.prior is None:
+            return losses.sum(), {}
+        instance, prior = losses.chunk(2)
+        return losses.sum(), {"instance": instance.sum(), "prior": prior.sum()}
 
     @property
-    def live(self) -> bool:
-        """Whether captions are encoded in the step: their ids then travel as states one number wide."""
+    def encodes_text(self) -> bool:
+        """Returns True if captions are encoded in the step; batches then hold ids in place of text states."""
         return self.recipe.trains_text or self.recipe.tags.shuffle
 
-    def read(self, rows: Int[Tensor, " b"], step: int) -> Conditioning:
-        """The captions of training pictures: cached states, or ids."""
-        if not self.live:
-            return self.material.cache.conditioning(rows)
-        texts = [self.material.captions[i] for i in rows.tolist()]
+    def conditioning(self, rows: Int[Tensor, " b"], step: int) -> Conditioning:
+        """Returns the captions of training images as cached states or as ids."""
+        if not self.encodes_text:
+            return self.data.cache.conditioning(rows)
+        captions = [self.data.captions[i] for i in rows.tolist()]
         if self.recipe.tags.shuffle:
-            tags = self.recipe.tags
-            pairs = zip(rows.tolist(), texts, strict=True)
-            texts = [shuffle_tags(text, tags.keep, self.recipe.seed, step, i, tags.separator) for i, text in pairs]
-        return self.ids([self.templated(i, text, step) for i, text in zip(rows.tolist(), texts, strict=True)])
+            tags, seed = self.recipe.tags, self.recipe.seed
+            pairs = zip(rows.tolist(), captions, strict=True)
+            captions = [shuffle_tags(text, tags.keep, seed, step, i, tags.separator) for i, text in pairs]
+        return self.ids([self.templated(i, text, step) for i, text in zip(rows.tolist(), captions, strict=True)])
 
     def templated(self, row: int, caption: str, step: int) -> str:
-        """Textual inversion: a template with the new word in it, drawn for each picture and step."""
+        """Returns, for textual inversion, a template with the new token, drawn for each image and step."""
         if self.recipe.inversion is None:
             return caption
         templates = self.recipe.inversion.templates
-        draw = randomness.generator(self.recipe.seed, "template", step, row)
-        chosen = templates[int(torch.randint(len(templates), (1,), generator=draw))]
-        return chosen.format(token=self.recipe.inversion.token, caption=caption)
+        g = randomness.generator(self.recipe.seed, "template", step, row)
+        template = templates[int(torch.randint(len(templates), (1,), generator=g))]
+        return template.format(token=self.recipe.inversion.token, caption=caption)
 
     def ids(self, texts: list[str]) -> Conditioning:
-        """Padded ids as states one number wide, exact in float32."""
+        """Returns padded token ids as states one number wide, exact in float32."""
         text = self.pipeline.text_encoder
-        found = tokenize(text.tokenizer, texts, text.max_tokens)
-        return Conditioning(found.ids[..., None].float(), found.mask)
+        tokens = tokenize(text.tokenizer, texts, text.max_tokens)
+        return Conditioning(tokens.ids[..., None].float(), tokens.mask)
 
-    def held_captions(self) -> list[str]:
-        """The captions of the held-out pictures, in textual inversion with the new word."""
-        return [self.templated(i, text, 0) for i, text in enumerate(self.material.held_captions)]
+    def held_out_captions(self) -> list[str]:
+        """Returns the captions of the held-out images, with the new token in textual inversion."""
+        return [self.templated(i, text, 0) for i, text in enumerate(self.data.held_out_captions)]
 
-    def own_prompts(self) -> list[str]:
-        """Captions to draw: of held-out pictures first."""
-        training = [self.templated(i, text, 0) for i, text in enumerate(self.material.captions)]
-        return [text for text in dict.fromkeys([*self.held_captions(), *training]) if text][:SHOWN]
+    def default_prompts(self) -> list[str]:
+        """Returns captions as sample prompts, those of held-out images first."""
+        training = [self.templated(i, text, 0) for i, text in enumerate(self.data.captions)]
+        return [text for text in dict.fromkeys([*self.held_out_captions(), *training]) if text][:SHOWN]
 
-    @torch.no_grad()
-    def held_losses(self, networks: dict[str, nn.Module]) -> Float[Tensor, "n k"]:
-        """The loss of each held-out picture at `draws` fixed (t, noise), whose t run through the bins in turn."""
-        material, draws = self.material, self.recipe.draws
-        device = self.pipeline.device
-        n = min(VALIDATED, len(material.held_cache))
-        captions = self.held_captions() if self.live else []
-        pairs = torch.cartesian_prod(torch.arange(n), torch.arange(draws))
-        found = []
-        for part in pairs.split(64 if self.recipe.size // self.pipeline.autoencoder.factor <= 16 else 4):
-            rows = part[:, 0]
-            x0 = material.held_cache.moments(rows)[0] * self.scale
-            eps = torch.stack([randomness.normal(x0.shape[1:], 0, "held out", i, k) for i, k in part.tolist()])
-            cond = self.ids([captions[i] for i in rows]) if self.live else material.held_cache.conditioning(rows)
-            t = held_timesteps(part, draws, self.T)
-            x0, cond, t, eps = x0.to(device), cond.to(device), t.to(device), eps.to(device)
-            found.append(self.generator.loss(networks[NAME], x0, cond, t, eps).float().cpu())
-        return torch.cat(found).reshape(n, draws)
+    def validation_losses(self, networks: dict[str, nn.Module]) -> tuple[Float[Tensor, "n k"], Int[Tensor, "n k"]]:
+        """Returns the loss of each held-out image at `recipe.draws` fixed (t, noise) that fill 1..T, and these t."""
+        recipe, cache = self.recipe, self.data.held_out_cache
+        captions = self.held_out_captions() if self.encodes_text else []
 
-    def held_bins(self) -> Int[Tensor, "n k"]:
-        """The timestep bin of each of `held_losses`."""
-        n = min(VALIDATED, len(self.material.held_cache))
-        pairs = torch.cartesian_prod(torch.arange(n), torch.arange(self.recipe.draws))
-        return ((held_timesteps(pairs, self.recipe.draws, self.T) - 1) * BINS // self.T).reshape(n, -1)
+        def cond(rows: Int[Tensor, " b"]) -> Conditioning:
+            return self.ids([captions[i] for i in rows]) if self.encodes_text else cache.conditioning(rows)
 
-    def bin_names(self) -> list[str]:
-        """The timesteps of each bin."""
-        return [f"{b * self.T // BINS + 1}..{(b + 1) * self.T // BINS}" for b in range(BINS)]
+        return validation_losses(
+            self.generator,
+            networks[NAME],
+            cache,
+            self.scale,
+            cond,
+            lambda row, k: ("held out", row, k),
+            recipe.draws,
+            64 if recipe.size // self.pipeline.autoencoder.factor <= 16 else 4,
+        )
 
     def validate(self, networks: dict[str, nn.Module]) -> dict[str, float]:
-        """The mean loss on the held-out pictures at fixed t and noise, and by timestep bin."""
-        losses, bins = self.held_losses(networks), self.held_bins()
-        each = {f"loss[{name}]": losses[bins == b] for b, name in enumerate(self.bin_names())}
-        return {"loss": losses.mean().item()} | {name: part.mean().item() for name, part in each.items() if len(part)}
+        """Returns the mean loss on the held-out images, overall and by timestep bin."""
+        return loss_figures(*self.validation_losses(networks), self.generator.schedule.T)
 
-    def draw(self, prompts: list[str]) -> Float[Tensor, "b 3 h w"]:
-        """Pictures of prompts in [-1, 1], the k-th always of the noise of seed + k."""
+    def generate(self, prompts: list[str]) -> Float[Tensor, "b 3 h w"]:
+        """Returns images of prompts in [-1, 1]; image k always starts from the noise of seed + k."""
         sample, size = self.recipe.sample, self.recipe.size
         images = self.pipeline(
             prompts,
@@ -192,11 +176,11 @@ class FinetuneTask:
         return images.float().cpu() * 2 - 1
 
     def samples(self, networks: dict[str, nn.Module]) -> Float[Tensor, "b 3 h w"] | None:
-        """The prompts, always with the same noise."""
-        return self.draw(self.prompts) if self.prompts else None
+        """Returns images of the sample prompts, always from the same noise."""
+        return self.generate(self.prompts) if self.prompts else None
 
     def export(self, networks: dict[str, nn.Module], folder: Path) -> None:
-        """Write what `t2i generate -m RUN` reads: a LoRA or a new word beside a pointer to its model, or a model."""
+        """Writes what `t2i generate -m RUN` reads: a LoRA or embeddings beside a pointer to the model, or a model."""
         recipe, pipe = self.recipe, self.pipeline
         if recipe.inversion is not None:
             [vectors] = self.trainable.parameters()
@@ -212,15 +196,18 @@ class FinetuneTask:
             pipe.save_pretrained(folder / MODEL)
             write_pointer(folder, folder / MODEL)
 
+    def finish(self, networks: dict[str, nn.Module]) -> dict[str, Any]:
+        """Compares the pipeline before and after; returns the report and writes RUN/report.html."""
+        from t2i.training.finetune.before_after import measure_after
+        from t2i.training.finetune.report import write_report
 
-def held_timesteps(pairs: Int[Tensor, "b 2"], draws: int, T: int) -> Int[Tensor, " b"]:
-    """t in 1..T of (picture, draw): draw k lies in the k-th part of 1..T, spread by the golden ratio."""
-    within = (pairs[:, 0].double() * 0.6180339887498949) % 1
-    return (((pairs[:, 1] + within) / draws) * T).long().clamp(0, T - 1) + 1
+        report = measure_after(self, networks)
+        write_report(self.recipe.run, report)
+        return report
 
 
 def check_size(size: int, pipeline: Pipeline) -> None:
-    """Refuse pictures whose latents the U-Net cannot halve as often as it has levels."""
+    """Raises if the latents of images of `size` pixels cannot be halved at every level of the U-Net."""
     step = pipeline.autoencoder.factor * 2 ** (len(pipeline.generator.unet.config.block_out_channels) - 1)
     if size % step:
-        raise ValueError(f"size = {size} is no multiple of {step}, which this model's levels need")
+        raise ConfigError("size", f"must be a multiple of {step} for the levels of this model", size)

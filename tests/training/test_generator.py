@@ -10,9 +10,10 @@ import torch
 from t2i.component import read_safetensors
 from t2i.data.open import open_source
 from t2i.pipeline import Pipeline
-from t2i.training.images import open_pictures
+from t2i.training.conditioned import validation_places
+from t2i.training.generator import GeneratorRecipe, build_caches, load_frozen
+from t2i.training.images import open_images
 from t2i.training.precompute import whitening_projector
-from t2i.training.unet import UNetRecipe, build_caches, load_frozen, timestep
 
 from . import tiny
 
@@ -38,11 +39,11 @@ def test_overfits_four_captioned_pictures(components, tmp_path):
     t = torch.full((len(rows),), 800)
     with torch.no_grad():
         own, others, null = (
-            made.generator.loss(made.unet, x0, cond, t, eps).mean()
+            made.generator.loss(made.generator.unet, x0, cond, {"t": t, "eps": eps}).mean()
             for cond in (
                 made.cache.conditioning(rows),
                 made.cache.conditioning(rows.roll(1)),
-                made.null.repeat(len(rows)),
+                made.uncond.repeat(len(rows)),
             )
         )
     assert own < 0.75 * others and own < 0.85 * null  # all three are one where captions are not heard
@@ -136,11 +137,13 @@ def test_validation_is_deterministic(task):
     assert first["loss"] > 0 and len(first) > 1
 
 
-def test_validation_timesteps_fill_the_range_evenly():
-    t = timestep(torch.arange(1000), 1000)
+def test_validation_timesteps_fill_the_range_evenly(task):
+    g = torch.Generator()
+    places = validation_places(torch.arange(1000)).tolist()
+    t = torch.cat([task.generator.draw(torch.zeros(1), g, at)["t"] for at in places])
     assert t.min() >= 1 and t.max() <= 1000
     assert torch.histc(t.double(), 10, 1, 1000).sub(100).abs().max() <= 2
-    assert timestep(torch.arange(10), 1000).sub(1).div(100, rounding_mode="floor").unique().numel() >= 9
+    assert t[:10].sub(1).div(100, rounding_mode="floor").unique().numel() >= 9
 
 
 def test_projector_whitens_the_states():
@@ -161,13 +164,13 @@ def test_projector_whitens_the_states():
 
 def test_precompute_builds_what_training_reads(components, tmp_path, capsys):
     values = tiny.unet(tmp_path / "run", components, pictures=5, steps=1) | {"cache": str(tmp_path / "cache")}
-    recipe = UNetRecipe.model_validate(values)
+    recipe = GeneratorRecipe.model_validate(values)
     caches = build_caches(recipe, load_frozen(recipe))
     assert (len(caches.train), len(caches.validation), caches.short) == (5, 3, None)
     assert "training pictures: 5 of 5 rows used" in capsys.readouterr().err
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
     made = tiny.task("unet", values)
-    pictures = open_pictures(made.recipe.data, 16, "", quiet=True)
+    pictures = open_images(made.recipe.data, 16, "", quiet=True)
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
     with torch.no_grad():
         posterior = made.frozen.vae.encode(pictures.batch(list(range(5))))
@@ -222,5 +225,5 @@ def test_the_cache_is_built_by_one_process_at_a_time(components, tmp_path):
 
 
 def test_a_size_that_does_not_fit_the_autoencoder_is_refused(components, tmp_path):
-    with pytest.raises(ValueError, match="size=17 is not a multiple of the autoencoder's factor 2"):
+    with pytest.raises(ValueError, match="size = 17: is not a multiple of the autoencoder's factor 2"):
         tiny.task("unet", tiny.unet(tmp_path, components, steps=1) | {"size": 17})
