@@ -29,9 +29,10 @@ def text_encoder(recipe: RecipePath, overrides: Overrides = None) -> None:
     _run(recipe, overrides, *text_encoder_training(recipe))
 
 
-@app.command("unet")
-def unet(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Train the U-Net on the latents of a trained autoencoder, with a frozen text encoder."""
+@app.command("unet", help="The same as `generator`.")
+@app.command("generator")
+def generator(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Train the generator on the latents of a trained autoencoder, with a frozen text encoder."""
     from t2i.training.generator import GeneratorRecipe, GeneratorTask
 
     _run(recipe, overrides, GeneratorRecipe, GeneratorTask)

@@ -1,7 +1,7 @@
 """The interface of a generator: a loss and a way to sample, both on codes. It sees neither prompts nor pixels."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ Callback = Callable[[int, Tensor], None]  # (steps done, latents so far)
 Draws = dict[str, Tensor]  # the randomness of training samples by name, the first dimension the sample
 
 
+@runtime_checkable
 class Generator(Protocol):
     """Generates codes (latents, for diffusion) from conditioning; `LatentDiffusion` is one."""
 
