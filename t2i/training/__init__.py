@@ -1,1 +1,1 @@
-"""Training: one loop, one task a component. Only this room and evaluation know Accelerate."""
+"""Training: one loop, one task per component. Only training and evaluation import Accelerate."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: atomic, without pickle, verified by a manifest; the newest valid one is resumed from."""
+"""Checkpoints: atomic, without pickle, verified by a manifest; a run resumes from the newest valid one."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ from t2i.training.ema import EMA
 
 
 class Parts(NamedTuple):
-    """What a checkpoint holds of every player."""
+    """The parts of a checkpoint, by the name of the network."""
 
     networks: dict[str, nn.Module]
     optimizers: dict[str, Any]
@@ -21,7 +21,7 @@ class Parts(NamedTuple):
 
 
 def save(folder: Path, state: dict[str, Any], parts: Parts, keep: int) -> None:
-    """Write `folder/step_NNNNNNN`, then drop all but the newest `keep` up to it; later ones were passed over."""
+    """Writes `folder/step_NNNNNNN`, then deletes all but the newest `keep`; later ones, which were invalid, too."""
     step = f"step_{state['step']:07}"
     with atomic_folder(folder / step) as tmp:
         for name, network in parts.networks.items():
@@ -34,15 +34,15 @@ def save(folder: Path, state: dict[str, Any], parts: Parts, keep: int) -> None:
                 state = state | {f"{name}.ema_updates": parts.emas[name].updates}
         write_json(tmp / "state.json", state)
         write_json(tmp / "manifest.json", {p.name: sha256(p) for p in sorted(tmp.iterdir())})
-    everything = sorted(folder.glob("step_*"))
-    kept = [path for path in everything if path.name <= step][-keep:]
-    for path in everything:
+    checkpoints = sorted(folder.glob("step_*"))
+    kept = [path for path in checkpoints if path.name <= step][-keep:]
+    for path in checkpoints:
         if path not in kept:
             shutil.rmtree(path)
 
 
 def load(folder: Path, parts: Parts) -> dict[str, Any]:
-    """Put a checkpoint back, whole or not at all; returns its state."""
+    """Loads a checkpoint into `parts`; returns its state."""
     state = read_json(folder / "state.json")
     for name, network in parts.networks.items():
         weights = read_safetensors(folder / f"{name}.safetensors")
@@ -60,18 +60,18 @@ def load(folder: Path, parts: Parts) -> dict[str, Any]:
 
 
 def latest(folder: Path, quiet: bool = False) -> Path | None:
-    """The newest checkpoint whose files are all those of its manifest; damaged ones are named and passed over."""
+    """Returns the newest checkpoint that is complete and intact by its manifest; damaged ones are reported."""
     for path in sorted(folder.glob("step_*"), reverse=True):
         fault = damage(path)
         if fault is None:
             return path
         if not quiet:
-            print(f"{path}: passed over, {fault}", flush=True)
+            print(f"{path}: skipped, {fault}", flush=True)
     return None
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+    """Returns the fault of a checkpoint, or None."""
     try:
         manifest = read_json(path / "manifest.json")
     except ValueError as error:
@@ -80,12 +80,12 @@ def damage(path: Path) -> str | None:
         if not (path / name).is_file():
             return f"{name} is missing"
         if sha256(path / name) != digest:
-            return f"{name} is damaged (its sha256 differs)"
+            return f"{name} is damaged (its SHA-256 differs)"
     return None
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """An optimiser's state as named tensors and JSON-ready parameter groups."""
+    """Returns an optimiser's state as named tensors and JSON-ready parameter groups."""
     state = optimizer.state_dict()
     tensors = {f"{i}.{k}": v for i, slots in state["state"].items() for k, v in slots.items()}
     return tensors, state["param_groups"]
@@ -94,7 +94,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 def unpack_optimizer(
     optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[dict[str, Any]]
 ) -> None:
-    """The inverse of `pack_optimizer`."""
+    """Loads the result of `pack_optimizer`."""
     slots: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)

@@ -1,4 +1,4 @@
-"""The exponential moving average of a network's weights."""
+"""EMA weights: the exponential moving average of a network's parameters."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,14 +17,14 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take one optimiser step into the average."""
+        """Updates the EMA weights after an optimiser step."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.shadow.values()), [p.detach() for p in self.network.parameters()], 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within the block the network holds the averaged weights."""
+        """Gives the network its EMA weights within the block."""
         live = {k: v.detach().clone() for k, v in self.network.named_parameters()}
         self._write(self.shadow)
         try:

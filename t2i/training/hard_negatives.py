@@ -1,4 +1,4 @@
-"""Captions that differ by little, found in the corpus itself: by one word, or by two words exchanged."""
+"""Hard negatives from the corpus: captions that differ by one word, or by two words exchanged."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -16,26 +16,26 @@ BALANCE = 0.1
 Context = tuple[int, tuple[str, ...]]
 
 
-class Neighbours:
-    """A corpus by its words. A word's slot is its place from the left (0, 1, ..) or the right (-1, -2, ..)."""
+class HardNegatives:
+    """Indexes captions by word. A word's slot is its place from the left (0, 1, ..) or the right (-1, -2, ..)."""
 
     def __init__(self, captions: Sequence[str]) -> None:
         self.words = [caption.split() for caption in captions]
 
     @cached_property
     def by_context(self) -> dict[Context, list[int]]:
-        """For each place and the words around it, the captions that have them."""
-        found: dict[Context, list[int]] = defaultdict(list)
+        """Returns the captions by each place and the words around it."""
+        rows: dict[Context, list[int]] = defaultdict(list)
         for index, words in enumerate(self.words):
             for place in range(len(words)):
-                found[context(words, place)].append(index)
-        return found
+                rows[context(words, place)].append(index)
+        return rows
 
     @cached_property
     def both_orders(self) -> set[tuple[int, int, str, str]]:
-        """(slot, slot, word, word) of all pairs of words that fill two slots of the corpus in both orders.
+        """Returns (slot, slot, word, word) of all pairs of words that fill two slots of the corpus in both orders.
 
-        The rarer order must be at least `BALANCE` of the other: "icon on" once read "on icon" is no exchange.
+        The rarer order must be at least `BALANCE` as frequent as the other, so that one misprint is no exchange.
         """
         seen = Counter(
             pair for words in self.words for i, j in combinations(range(len(words)), 2) for pair in pairs(words, i, j)
@@ -47,7 +47,7 @@ class Neighbours:
         }
 
     def exchanged(self, caption: str) -> list[str]:
-        """The caption with two words exchanged, for each pair that the corpus has in those slots in both orders."""
+        """Returns the caption with two words exchanged, for each pair that the corpus has there in both orders."""
         words = caption.split()
         swaps = []
         for i, j in combinations(range(len(words)), 2):
@@ -58,15 +58,15 @@ class Neighbours:
         return swaps
 
     def one_word_apart(self, row: int) -> list[list[int]]:
-        """For each place where there are any, the other captions that differ from caption `row` in that word alone."""
+        """Returns, by place, the captions that differ from caption `row` in the word at that place only."""
         words = self.words[row]
         groups = [self.by_context[context(words, place)] for place in range(len(words))]
         return [others for group in groups if (others := [i for i in group if self.words[i] != words])]
 
     def negative(self, row: int, u: float, v: float) -> str:
-        """A wrong caption close to caption `row`, chosen by u, v in [0, 1): two words exchanged, else another word.
+        """Returns a wrong caption close to caption `row`, chosen by u, v in [0, 1).
 
-        A caption without neighbours is returned as it is.
+        Two words are exchanged, else one is replaced; a caption without close ones is returned unchanged.
         """
         swaps = self.exchanged(" ".join(self.words[row]))
         if swaps:
@@ -78,7 +78,7 @@ class Neighbours:
         return " ".join(self.words[group[int(v * len(group))]])
 
     def order(self, rows: list[int], together: int, seed: int, epoch: int) -> Int[Tensor, " n"]:
-        """`rows` shuffled in runs of up to `together` captions that differ by one word, a function of (seed, epoch)."""
+        """Shuffles `rows` in runs of up to `together` captions that differ by one word: a function of (seed, epoch)."""
         runs: dict[Context, list[int]] = defaultdict(list)
         places = uniform((len(rows),), seed, "context", epoch).tolist()
         for k, u in zip(permutation(len(rows), seed, "rows", epoch).tolist(), places, strict=True):
@@ -91,12 +91,12 @@ class Neighbours:
 
 
 def context(words: list[str], place: int) -> Context:
-    """The place, and the caption without the word there."""
+    """Returns the place, and the caption without the word there."""
     return place, (*words[:place], *words[place + 1 :])
 
 
 def pairs(words: list[str], i: int, j: int) -> Iterator[tuple[int, int, str, str]]:
-    """The words at i < j with their slots, counted from the left, from both ends, and from the right."""
+    """Yields the words at i < j with their slots, counted from the left, from both ends, and from the right."""
     n = len(words)
     for p, q in ((i, j), (i, j - n), (i - n, j - n)):
         yield p, q, words[i], words[j]

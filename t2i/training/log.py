@@ -1,4 +1,4 @@
-"""What a run writes down: `metrics.jsonl` and the environment."""
+"""The records of a run: `metrics.jsonl` and the environment."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from t2i.config import TrainConfig
 
 
 class Log:
-    """`metrics.jsonl`: a line every `log_every` steps and one a validation; what lies beyond `start` is dropped."""
+    """Writes `metrics.jsonl`: a line per `log_every` steps and per validation; lines beyond `start` are dropped."""
 
     def __init__(self, run: Path, start: int, quiet: bool) -> None:
         self.path, self.quiet = run / "metrics.jsonl", quiet
@@ -25,18 +25,18 @@ class Log:
         self.steps, self.since = 0, time.monotonic()
         if not quiet and self.path.exists():
             lines = self.path.read_text(encoding="utf8").splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]  # the last one may be torn
-            kept = [line for line in whole if json.loads(line)["step"] <= start]
+            complete = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
+            kept = [line for line in complete if json.loads(line)["step"] <= start]
             self.path.write_text("".join(kept), encoding="utf8")
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        """Take one step's terms into the running mean, on the device."""
+        """Adds the terms of a step to the running mean, on the device."""
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0) + value
         self.steps += 1
 
     def write(self, done: int, config: TrainConfig, lr: float, accelerator: Accelerator) -> dict[str, Any]:
-        """Write the mean over the steps since the last line, and over the ranks."""
+        """Writes the mean over the steps since the last line and over the processes; returns the line."""
         names = sorted(self.sums)
         sums: Any = accelerator.reduce(torch.stack([torch.as_tensor(self.sums[n]) for n in names]), "mean")
         seconds = time.monotonic() - self.since
@@ -49,14 +49,14 @@ class Log:
         return row
 
     def validation(self, done: int, figures: dict[str, float]) -> None:
-        """Write and print the figures of a validation."""
+        """Writes and prints the figures of a validation."""
         self._append({"step": done} | {f"validation.{k}": v for k, v in figures.items()})
         shown = "  ".join(f"{k} {v:.4g}" for k, v in figures.items() if "[" not in k)
         print(f"step {done}: validation  {shown}", flush=True)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens in the block does not count as training time."""
+        """Excludes the duration of the block from the training time."""
         began = time.monotonic()
         yield
         self.since += time.monotonic() - began
@@ -68,7 +68,7 @@ class Log:
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
-    """What a result depends on beside the recipe."""
+    """Returns the facts beside the recipe on which a result depends: versions, device, processes and threads."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

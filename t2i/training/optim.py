@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from t2i.config import TrainConfig
+from t2i.errors import ConfigError
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """The rate of optimiser step `step` (0-based): linear warm-up, then constant, or cosine or linear decay."""
+    """Returns the rate of optimiser step `step` (0-based): linear warm-up, then constant, cosine or linear decay."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
@@ -20,12 +21,12 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser of `train.optimizer` over the trainable parameters of `network`."""
+    """Returns the optimiser that `train.optimizer` names, over the trainable parameters of `network`."""
     return muon(network, config) if config.optimizer == "muon" else adamw(network.parameters(), config)
 
 
 def adamw(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); vectors and scalars (norms, biases) are not decayed."""
+    """Returns AdamW (Loshchilov & Hutter 2019) without weight decay on vectors and scalars (norms, biases)."""
     trained = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
@@ -35,12 +36,12 @@ def adamw(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.opti
 
 
 def muon(network: nn.Module, config: TrainConfig) -> "MuonAdamW":
-    """Muon for the weights of linear and convolutional layers, AdamW for embeddings, norms and biases."""
+    """Returns Muon for the weights of linear and convolutional layers, AdamW for embeddings, norms and biases."""
     embeddings = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
     trained = [p for p in network.parameters() if p.requires_grad]
     weights = [p for p in trained if p.dim() > 1 and id(p) not in embeddings]
-    chosen = {id(p) for p in weights}
-    return MuonAdamW(weights, [p for p in trained if id(p) not in chosen], config)
+    ids = {id(p) for p in weights}
+    return MuonAdamW(weights, [p for p in trained if id(p) not in ids], config)
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -53,7 +54,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def __init__(self, weights: list[nn.Parameter], others: list[nn.Parameter], config: TrainConfig) -> None:
         if not weights:
-            raise ValueError("train.optimizer=muon: no weight matrix is trained; set train.optimizer=adamw")
+            raise ConfigError("train.optimizer", "no weight matrix is trained: set train.optimizer=adamw", "muon")
         super().__init__([{"params": weights}, *([{"params": others}] if others else [])], {"lr": config.lr})
         self.weights = weights
         self.matrices = [nn.Parameter(p.detach().view(len(p), -1)) for p in weights]  # they share the weights' memory
@@ -63,7 +64,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self.adamw = adamw(others, config) if others else None
 
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update every parameter that has a gradient, at the learning rate of the parameter groups."""
+        """Updates every parameter that has a gradient, at the learning rate of the parameter groups."""
         for matrix, weight in zip(self.matrices, self.weights, strict=True):
             matrix.grad = None if weight.grad is None else weight.grad.view(len(weight), -1)
         for part in self._parts():
@@ -72,7 +73,7 @@ class MuonAdamW(torch.optim.Optimizer):
             part.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of Muon's parameters, then of AdamW's, numbered through."""
+        """Returns the states of Muon's parameters, then of AdamW's, numbered consecutively."""
         states, first = {}, 0
         for part in self._parts():
             states |= {first + i: state for i, state in part.state_dict()["state"].items()}
@@ -80,7 +81,7 @@ class MuonAdamW(torch.optim.Optimizer):
         return {"state": states, "param_groups": super().state_dict()["param_groups"]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+        """Loads the result of `state_dict`."""
         first = 0
         for part in self._parts():
             groups = part.state_dict()["param_groups"]

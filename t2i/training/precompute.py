@@ -1,4 +1,4 @@
-"""What a U-Net trains on: the cache of latent moments and text states of its pictures and captions."""
+"""Caches of latent moments and text states, and the initial projector of text states."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,23 +24,23 @@ RIDGE = 1e-4  # of the largest variance
 
 @dataclass(frozen=True)
 class Frozen:
-    """The two components that a U-Net is trained against."""
+    """The frozen components of a generator's training."""
 
     text: TextEncoder
     vae: AutoencoderKL
     text_layer: int | None
 
 
-def open_or_build(folder: str, frozen: Frozen, pictures: ImageDataset, label: str, quiet: bool = False) -> Cache:
-    """The cache of these pictures, built where it is missing; every truncated caption is counted and said.
+def open_or_build(folder: str, frozen: Frozen, images: ImageDataset, label: str, quiet: bool = False) -> Cache:
+    """Opens the cache of these images, building it if it is missing; truncated captions are counted and reported.
 
-    One process builds: the main one of a run, and one run at a time in a folder; the others wait.
+    One process builds at a time in a folder, the main one of its run; the others wait.
     """
-    usable = pictures.usable
+    usable = images.usable
     parts = cache_parts(
-        data=f"{pictures.source.fingerprint()}, {len(usable)} readable",
-        size=pictures.size,
-        background=pictures.background,
+        data=f"{images.source.fingerprint()}, {len(usable)} readable",
+        size=images.size,
+        background=images.background,
         vae=frozen.vae.fingerprint(),
         text_encoder=frozen.text.fingerprint(),
         layer=frozen.text_layer,
@@ -48,19 +48,19 @@ def open_or_build(folder: str, frozen: Frozen, pictures: ImageDataset, label: st
     )
     device = next(frozen.vae.parameters()).device
 
-    def encode_pictures(rows: list[int]) -> tuple[Tensor, Tensor]:
+    def encode_images(rows: list[int]) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            mean, logvar = frozen.vae.encode(pictures.batch(usable[rows]).to(device))
+            mean, logvar = frozen.vae.encode(images.batch(usable[rows]).to(device))
         return mean, logvar
 
-    texts = captions_of(pictures)
+    texts = captions_of(images)
     total = len(usable) + len({"", *texts})
     with _building(folder, frozen.text, label, total, quiet) as (encode_text, report):
         build_cache(
             folder,
             parts,
             len(usable),
-            encode_pictures,
+            encode_images,
             texts,
             encode_text,
             BATCH,
@@ -108,17 +108,17 @@ def _building(
         )
 
 
-def captions_of(pictures: ImageDataset) -> list[str]:
-    """The captions of the readable pictures, in order."""
-    texts = pictures.texts()
-    return [texts[i] for i in pictures.usable.tolist()]
+def captions_of(images: ImageDataset) -> list[str]:
+    """Returns the captions of the readable images, in order."""
+    texts = images.texts()
+    return [texts[i] for i in images.usable.tolist()]
 
 
 def whitening_projector(states: Tensor, weight: Tensor) -> dict[str, Any]:
-    """A Linear, from a random `weight` (out, in), that whitens `states` (n, in): mean 0, covariance about 1.
+    """Returns a Linear, from a random `weight` (out, in), that whitens `states` (n, in): mean 0, covariance about 1.
 
-    A text encoder's states vary a hundred times more in some directions than in those that tell things apart; a U-Net
-    that is to read both needs them equally loud. The ridge keeps directions without content from being amplified.
+    A text encoder's states vary a hundred times more in some directions than in those that distinguish captions;
+    whitening gives both the same scale. The ridge keeps directions without content from being amplified.
     """
     mean, std = states.double().mean(0), states.double().std(0).clamp(min=1e-6)
     z = (states.double() - mean) / std

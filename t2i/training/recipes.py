@@ -1,4 +1,4 @@
-"""The recipes of the three trainings."""
+"""The keys that all training recipes share."""
 
 from pathlib import Path
 
@@ -9,18 +9,18 @@ from t2i.data.data_config import DataConfig
 
 
 class Recipe(Section):
-    """What every training has."""
+    """The base of training recipes."""
 
-    out: str = Field(description="the run's folder: checkpoints, metrics.jsonl, samples, the trained component")
+    out: str = Field(description="folder of the run: checkpoints, metrics.jsonl, samples, the trained component")
     seed: int = Field(default=0, ge=0)
-    size: int = Field(default=64, gt=0, description="side of the pictures, in pixels")
-    data: DataConfig = Field(description="the training pictures; relative paths start in the current folder")
+    size: int = Field(default=64, gt=0, description="side of the images, in pixels")
+    data: DataConfig = Field(description="the training images; relative paths start in the current folder")
     validation: DataConfig | None = Field(
-        default=None, description="never trained on; without it, every 20th picture of `data` is set apart"
+        default=None, description="the validation images; default: every 20th image of `data` is held out"
     )
     train: TrainConfig
 
     @property
     def run(self) -> Path:
-        """The run's folder."""
+        """Returns the folder of the run."""
         return Path(self.out)

@@ -1,4 +1,4 @@
-"""Training the text encoder: a small CLIP pair on captioned pictures, with hard negatives from the captions."""
+"""Trains a text encoder as a small CLIP pair on captioned images, with hard negatives from the captions."""
 
 import copy
 import hashlib
@@ -20,61 +20,61 @@ from t2i.text.clip import CLIPTextEncoder
 from t2i.text.tokenizer import identity, learn_tokenizer, tokenize
 from t2i.text.towers import ContrastivePair, ImageTower, ImageTowerConfig, TextTowerConfig, text_tower
 from t2i.training.contrast import ContrastiveLoss, name, recall
-from t2i.training.hard_negatives import Neighbours
+from t2i.training.hard_negatives import HardNegatives
 from t2i.training.images import open_both
 from t2i.training.recipes import Recipe
 
-BATCH = 128  # pairs a forward pass when measuring
+BATCH = 128  # pairs in a forward pass of validation
 
 
 class TokenizerConfig(Section):
-    """The BPE vocabulary, learnt from the training captions."""
+    """The BPE vocabulary, learned from the training captions."""
 
     vocab_size: int = Field(default=4096, gt=0)
-    max_tokens: int = Field(default=32, gt=2, description="positions, the start and the end token among them")
+    max_tokens: int = Field(default=32, gt=2, description="number of positions, start and end token included")
 
 
 class ContrastConfig(Section):
-    """What makes the pairs of a batch hard to tell apart, and the pictures vary."""
+    """Hard negatives and image augmentation."""
 
     together: int = Field(default=8, gt=0, description="captions one word apart that enter a batch together; 1: none")
-    negatives: int = Field(default=1, ge=0, description="made-up wrong captions a picture")
-    shift: int = Field(default=4, ge=0, description="pictures are moved by up to so many pixels")
+    negatives: int = Field(default=1, ge=0, description="generated wrong captions per image")
+    shift: int = Field(default=4, ge=0, description="images are shifted by up to this many pixels")
 
 
 class TextEncoderRecipe(Recipe):
-    """`t2i train text-encoder`."""
+    """The recipe of `t2i train text-encoder`."""
 
     tokenizer: TokenizerConfig = TokenizerConfig()
     text: TextTowerConfig = TextTowerConfig()
     image: ImageTowerConfig = ImageTowerConfig()
     image_tower: str | None = Field(
         default=None,
-        description="the folder of a trained pair: its image tower is taken and frozen (LiT), so that text towers of "
-        "many sizes learn against one",
+        description="folder of a trained pair whose image tower is used, frozen (LiT): text towers of many sizes can "
+        "be trained against one",
     )
     contrast: ContrastConfig = ContrastConfig()
 
     @model_validator(mode="after")
     def _one_image_tower(self) -> "TextEncoderRecipe":
         if self.image_tower is not None and self.image != ImageTowerConfig():
-            raise ValueError(f"image: image_tower = {self.image_tower} has its own sizes: leave one of the two out")
+            raise ValueError(f"image: image_tower = {self.image_tower} has its own sizes: remove one of the two keys")
         return self
 
 
 class TextEncoderTask:
-    """Contrastive pairs (Radford et al. 2021), with hard negatives by word order (Yuksekgonul et al. 2023)."""
+    """Trains contrastive pairs (Radford et al. 2021) with hard negatives by word order (Yuksekgonul et al. 2023)."""
 
     couples_batch = True
 
     def __init__(self, recipe: TextEncoderRecipe, quiet: bool = False) -> None:
         self.recipe = recipe
-        self.pictures, self.held_out = open_both(recipe, quiet)
-        self.captions = self.pictures.texts()
-        self.neighbours = Neighbours(self.captions)
+        self.images, self.held_out = open_both(recipe, quiet)
+        self.captions = self.images.texts()
+        self.hard_negatives = HardNegatives(self.captions)
         torch.manual_seed(randomness.generator(recipe.seed, "init").initial_seed())
         self.tokenizer, self.pair = self._pair(recipe)
-        say_cut(self.tokenizer, self.captions, quiet)
+        report_truncated(self.tokenizer, self.captions, quiet)
         self.networks: dict[str, nn.Module] = {"pair": self.pair}
         self.contrast = ContrastiveLoss()
         self._epoch = lru_cache(maxsize=2)(self._order_of_epoch)
@@ -83,55 +83,55 @@ class TextEncoderTask:
         image = trained_image_tower(recipe)
         projection_dim = (recipe.image if image is None else image.config).projection_dim
         if recipe.train.init:
-            begun = CLIPTextEncoder.load(Path(recipe.train.init))
-            text = text_tower(recipe.text, begun.tokenizer, projection_dim)
-            text.load_state_dict(begun.named_tensors())
-            tokenizer = begun.tokenizer
+            initial = CLIPTextEncoder.load(Path(recipe.train.init))
+            text = text_tower(recipe.text, initial.tokenizer, projection_dim)
+            text.load_state_dict(initial.named_tensors())
+            tokenizer = initial.tokenizer
         else:
             tokenizer = learn_tokenizer(self.captions, recipe.tokenizer.vocab_size, recipe.tokenizer.max_tokens)
             text = text_tower(recipe.text, tokenizer, projection_dim)
         return tokenizer, ContrastivePair(ImageTower(recipe.image) if image is None else image, text)
 
     def __len__(self) -> int:
-        return len(self.pictures.usable)
+        return len(self.images.usable)
 
     def order(self, step: int, global_batch: int, seed: int) -> Int[Tensor, " b"]:
-        """The rows of a step, cut from an endless stream of epochs that keep neighbours together."""
+        """Returns the rows of a step, cut from an endless stream of epochs that keep similar captions together."""
         places = torch.arange(step * global_batch, (step + 1) * global_batch)
         epochs = places // len(self)
         return torch.cat([self._epoch(seed, int(e))[places[epochs == e] % len(self)] for e in epochs.unique()])
 
     def _order_of_epoch(self, seed: int, epoch: int) -> Int[Tensor, " n"]:
-        return self.neighbours.order(self.pictures.usable.tolist(), self.recipe.contrast.together, seed, epoch)
+        return self.hard_negatives.order(self.images.usable.tolist(), self.recipe.contrast.together, seed, epoch)
 
     def batch(self, indices: Int[Tensor, " b"], step: int) -> dict[str, Tensor]:
-        """ImageDataset moved a little; the ids and names of their captions, then of the negatives."""
+        """Returns shifted images, and the ids and names of their captions, then of the negatives."""
         config, seed, rows = self.recipe.contrast, self.recipe.seed, indices.tolist()
         texts = [self.captions[row] for row in rows]
         for k in range(config.negatives):
             draws = [randomness.uniform((2,), seed, "negative", k, step, row).tolist() for row in rows]
-            texts += [self.neighbours.negative(row, u, v) for row, (u, v) in zip(rows, draws, strict=True)]
+            texts += [self.hard_negatives.negative(row, u, v) for row, (u, v) in zip(rows, draws, strict=True)]
         places = [randomness.uniform((2,), seed, "shift", step, row) for row in rows]
         return {
-            "pixels": shifted(self.pictures.batch(indices), torch.stack(places), config.shift),
+            "pixels": shifted(self.images.batch(indices), torch.stack(places), config.shift),
             "ids": self.ids(texts),
             "names": torch.tensor([name(" ".join(text.split())) for text in texts]),
         }
 
     def ids(self, texts: list[str]) -> Int[Tensor, "m n"]:
-        """Token ids, as long as the longest text: a causal tower's end state does not depend on what follows it."""
+        """Returns token ids padded to the longest text: a causal tower's end state does not depend on later tokens."""
         tokens = tokenize(self.tokenizer, texts, self.tokenizer.model_max_length)
         return tokens.ids[:, : int(tokens.mask.sum(1).max())]
 
     def loss(
         self, name: str, networks: dict[str, nn.Module], batch: dict[str, Any]
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """The contrastive loss over the batches of all ranks."""
+        """Returns the contrastive loss over the batches of all processes."""
         images, texts, scale = networks["pair"](batch["pixels"], batch["ids"])
         return self.contrast.loss(images, texts, scale, batch["names"]), {"logit_scale": scale}
 
     def validate(self, networks: dict[str, nn.Module]) -> dict[str, float]:
-        """Contrastive loss over fixed batches, R@k both ways, and whether exchanged words are told apart."""
+        """Returns the contrastive loss over fixed batches, R@k both ways, and the accuracy on exchanged words."""
         rows = self.held_out.usable
         captions = self.held_out.texts()
         texts = [" ".join(captions[i].split()) for i in rows.tolist()]
@@ -142,7 +142,7 @@ class TextEncoderTask:
             alone.loss(images[i], text[i], scale, names[i]) * len(i) for i in torch.arange(len(rows)).split(BATCH)
         ]
         figures = {"loss": (torch.stack(losses).sum() / len(rows)).item()} | recall(images @ text.T, texts)
-        swaps = [(k, swap) for k, t in enumerate(texts) for swap in self.neighbours.exchanged(t)]
+        swaps = [(k, swap) for k, t in enumerate(texts) for swap in self.hard_negatives.exchanged(t)]
         if swaps:
             owners = torch.tensor([k for k, _ in swaps])
             wrong = self._embed_texts(networks["pair"], [swap for _, swap in swaps])
@@ -163,17 +163,17 @@ class TextEncoderTask:
         return torch.cat([F.normalize(pair.text(self.ids(p).to(device)).text_embeds, dim=-1) for p in parts]).cpu()
 
     def samples(self, networks: dict[str, nn.Module]) -> None:
-        """No pictures: this component draws none."""
+        """Returns None: this component generates no images."""
 
     def export(self, networks: dict[str, nn.Module], folder: Path) -> None:
-        """Write `text_encoder/`, `tokenizer/` and, for evaluation, `image_encoder/` (fp16)."""
+        """Writes `text_encoder/`, `tokenizer/` and, for evaluation, `image_encoder/` (fp16)."""
         pair: Any = networks["pair"]
         text = copy.deepcopy(pair.text).cpu()  # the encoder freezes what it is given
         CLIPTextEncoder(text.text_model, text.text_projection, self.tokenizer).save(folder)
         pair.image.save(folder / "image_encoder", torch.float16)
 
     def finish(self, networks: dict[str, nn.Module]) -> dict[str, Any]:
-        """The report: validation figures and sizes."""
+        """Returns the report: validation figures and sizes."""
         pair: Any = networks["pair"]
         return self.validate(networks) | {
             "pairs": len(self.held_out.usable),
@@ -185,7 +185,7 @@ class TextEncoderTask:
 
 
 def shifted(pixels: Float[Tensor, "b 3 h w"], places: Float[Tensor, "b 2"], most: int) -> Float[Tensor, "b 3 h w"]:
-    """Each picture moved by up to `most` pixels, chosen by `places` in [0, 1); its edge is continued."""
+    """Returns each image shifted by up to `most` pixels, chosen by `places` in [0, 1); edges are replicated."""
     h, w = pixels.shape[-2:]
     padded = F.pad(pixels, (most, most, most, most), mode="replicate")
     corners = (places * (2 * most + 1)).long().tolist()
@@ -193,7 +193,7 @@ def shifted(pixels: Float[Tensor, "b 3 h w"], places: Float[Tensor, "b 2"], most
 
 
 def trained_image_tower(recipe: TextEncoderRecipe) -> ImageTower | None:
-    """The image tower that a recipe begins with: frozen out of `image_tower`, or to go on with out of `train.init`."""
+    """Loads the image tower of a recipe: frozen from `image_tower`, or trainable from `train.init`."""
     if recipe.image_tower is None:
         return ImageTower.load(Path(recipe.train.init) / "image_encoder") if recipe.train.init else None
     try:
@@ -202,8 +202,8 @@ def trained_image_tower(recipe: TextEncoderRecipe) -> ImageTower | None:
         raise ValueError(f"image_tower={recipe.image_tower}: {error}") from None
 
 
-def say_cut(tokenizer: Any, captions: Sequence[str], quiet: bool) -> None:
-    """Count and print the captions that are longer than the tokenizer's `model_max_length`."""
+def report_truncated(tokenizer: Any, captions: Sequence[str], quiet: bool) -> None:
+    """Prints the number of captions that are longer than the tokenizer's `model_max_length`."""
     cut = [end for end in tokenize(tokenizer, list(captions), tokenizer.model_max_length).truncated if end]
     if cut and not quiet:
         print(
@@ -215,5 +215,5 @@ def say_cut(tokenizer: Any, captions: Sequence[str], quiet: bool) -> None:
 
 
 def tokenizer_name(tokenizer: Any) -> str:
-    """Equal for two encoders exactly when they read the same ids."""
+    """Returns a hash that is equal for two encoders exactly if they read the same ids."""
     return hashlib.sha256(identity(tokenizer).encode()).hexdigest()[:16]

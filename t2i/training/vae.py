@@ -1,4 +1,4 @@
-"""Training the autoencoder: reconstruction + beta KL."""
+"""Trains the autoencoder: reconstruction + beta KL."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +14,12 @@ from t2i.autoencoder.kl import AutoencoderKL, AutoencoderKLConfig, Gaussian
 from t2i.autoencoder.loss import autoencoder_loss
 from t2i.config import Section
 from t2i.data.dataset import batch_indices
+from t2i.errors import ConfigError
 from t2i.training.images import open_both
 from t2i.training.recipes import Recipe
 
-BATCH = 64  # pictures a forward pass when measuring
-SCALE_PICTURES = 2048  # the latent scale is measured on so many training pictures
+BATCH = 64  # images in a forward pass of validation
+SCALE_IMAGES = 2048  # training images on which the latent scale is measured
 SHOWN = 16
 
 
@@ -30,14 +31,14 @@ class VAELoss(Section):
 
 
 class VAERecipe(Recipe):
-    """`t2i train vae`."""
+    """The recipe of `t2i train vae`."""
 
     vae: AutoencoderKLConfig
     loss: VAELoss = VAELoss()
 
 
 class VAETask:
-    """The autoencoder's training (Kingma & Welling 2013; Rombach et al. 2022, app. G)."""
+    """Trains the autoencoder (Kingma & Welling 2013; Rombach et al. 2022, app. G)."""
 
     couples_batch = False
 
@@ -48,9 +49,9 @@ class VAETask:
         config = recipe.vae.model_copy(update={"sample_size": recipe.size})
         self.vae = AutoencoderKL.load(recipe.train.init) if recipe.train.init else AutoencoderKL(config)
         if recipe.size % self.vae.factor:
-            raise ValueError(f"size={recipe.size} is not a multiple of the autoencoder's factor {self.vae.factor}")
+            raise ConfigError("size", f"is not a multiple of the autoencoder's factor {self.vae.factor}", recipe.size)
         if len(self.held_out.usable) < 2:
-            raise ValueError("validation: at least 2 pictures are needed, active units are a variance over them")
+            raise ConfigError("validation", "at least 2 images are needed: active units are a variance over them")
         self.networks: dict[str, nn.Module] = {"vae": self.vae}
         side = recipe.size // self.vae.factor
         self.latent_shape = (self.vae.config.latent_channels, side, side)
@@ -59,25 +60,25 @@ class VAETask:
         return len(self.images.usable)
 
     def order(self, step: int, global_batch: int, seed: int) -> Int[Tensor, " b"]:
-        """The rows of a step."""
+        """Returns the rows of a step."""
         return self.images.usable[batch_indices(len(self), global_batch, step, seed)]
 
     def batch(self, indices: Int[Tensor, " b"], step: int) -> dict[str, Tensor]:
-        """ImageDataset, and the noise of the reparameterisation."""
+        """Returns images and the noise of the reparameterisation."""
         noise = [randomness.normal(self.latent_shape, self.recipe.seed, "posterior", step, i) for i in indices.tolist()]
         return {"pixels": self.images.batch(indices), "eps": torch.stack(noise)}
 
     def loss(
         self, name: str, networks: dict[str, nn.Module], batch: dict[str, Any]
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Reconstruction + beta KL."""
+        """Returns reconstruction + beta KL."""
         reconstruction, posterior = networks["vae"](batch["pixels"], batch["eps"])
         kind, beta = self.recipe.loss.reconstruction, self.recipe.loss.beta
         terms = autoencoder_loss(batch["pixels"], reconstruction, Gaussian(*posterior), kind=kind, beta=beta)
         return terms.pop("loss"), terms
 
     def validate(self, networks: dict[str, nn.Module]) -> dict[str, float]:
-        """PSNR and SSIM of the posterior mean's decoding, KL, active units, ELBO at beta = 1."""
+        """Returns PSNR and SSIM of the decoded posterior mean, KL, active units, ELBO at beta = 1."""
         vae: Any = networks["vae"]
         device = next(vae.parameters()).device
         rows: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "elbo": []}
@@ -101,19 +102,19 @@ class VAETask:
         }
 
     def samples(self, networks: dict[str, nn.Module]) -> Float[Tensor, "b 3 h w"]:
-        """Validation pictures, each followed by its reconstruction."""
+        """Returns validation images, each followed by its reconstruction."""
         vae: Any = networks["vae"]
         x = self.held_out.batch(self.held_out.usable[:SHOWN]).to(next(vae.parameters()).device)
         return torch.stack([x, vae.decode(vae.encode(x).mean)], 1).flatten(0, 1)
 
     def export(self, networks: dict[str, nn.Module], folder: Path) -> None:
-        """Measure the latent scale, and write `folder/vae`."""
+        """Measures the latent scale and writes `folder/vae`."""
         vae: Any = networks["vae"]
         vae.config = vae.config.model_copy(update={"scaling_factor": self.scale(vae)})
         vae.save(folder / "vae")
 
     def finish(self, networks: dict[str, nn.Module]) -> dict[str, Any]:
-        """The report: validation figures and the latent scale that the export measured."""
+        """Returns the report: validation figures and the latent scale that the export measured."""
         return self.validate(networks) | {
             "pictures": len(self.held_out.usable),
             "scaling_factor": self.vae.config.scaling_factor,
@@ -121,11 +122,9 @@ class VAETask:
         }
 
     def scale(self, vae: Any) -> float:
-        """1 / std of the posterior samples of the first training pictures."""
+        """Returns 1 / std of the posterior samples of the first training images."""
         device = next(vae.parameters()).device
-        moments = [
-            vae.encode(self.images.batch(i).to(device)) for i in self.images.usable[:SCALE_PICTURES].split(BATCH)
-        ]
+        moments = [vae.encode(self.images.batch(i).to(device)) for i in self.images.usable[:SCALE_IMAGES].split(BATCH)]
         return metrics.latent_scale(
             Gaussian(torch.cat([m.mean for m in moments]), torch.cat([m.logvar for m in moments]))
         )

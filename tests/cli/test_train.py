@@ -41,7 +41,7 @@ def test_trains_and_says_what_it_does(t2i, recipe, tmp_path):
     code, out, err = t2i("train", "vae", recipe, "train.steps=3", "seed=7")
     assert code == 0
     assert "steps 0..3, global batch 4 = 4 x 1 accumulated x 1 processes, 8 samples" in out and "seed: 7" in out
-    assert "training pictures: 8 of 8 rows used; 8 pictures, all readable" in err and "run 3/3" in err
+    assert "training images: 8 of 8 rows used; 8 pictures, all readable" in err and "run 3/3" in err
     assert read_json(tmp_path / "run" / "recipe.json")["train"]["steps"] == 3
     assert (tmp_path / "run" / "vae" / "config.json").is_file()
 
@@ -79,7 +79,7 @@ def test_a_run_that_fails_exits_with_1(t2i, recipe, tmp_path):
         (["vae.block_out_channels=[6, 8]"], "not a multiple of `norm_num_groups` = 4"),
         (["train.init=/no/such/place"], "/no/such/place: no such folder"),
         (["loss.reconstruction=l3"], "`loss.reconstruction`: Input should be 'l1' or 'l2'"),
-        (["size=15"], "size=15 is not a multiple of the autoencoder's factor 2"),
+        (["size=15"], "size = 15: is not a multiple of the autoencoder's factor 2"),
         (["train.steps"], "an override has the form key=value"),
     ],
 )

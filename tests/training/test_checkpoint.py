@@ -73,7 +73,7 @@ def test_the_newest_are_kept_and_one_that_was_passed_over_takes_no_place(tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_0000002", "step_0000003"]
     (tmp_path / "step_0000003" / "state.json").unlink()
     assert checkpoint.latest(tmp_path) == tmp_path / "step_0000002"
-    assert "step_0000003: passed over, state.json is missing" in capsys.readouterr().out
+    assert "step_0000003: skipped, state.json is missing" in capsys.readouterr().out
     checkpoint.save(tmp_path, {"step": 2}, parts(), keep=1)
     assert checkpoint.latest(tmp_path) == tmp_path / "step_0000002"
     assert [path.name for path in tmp_path.iterdir()] == ["step_0000002"]

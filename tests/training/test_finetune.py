@@ -229,9 +229,9 @@ def test_held_out_pictures_are_not_trained_on(model, data, tmp_path):
     [
         (["lora.rank=4000"], "rank = 4000: the layer"),
         (["method=lore"], "choose one of full, lora"),
-        (["method=full", "lora.rank=2"], "`lora` means nothing to method=full"),
+        (["method=full", "lora.rank=2"], "`lora` does not apply to method=full"),
         (["lora.rnak=2"], "did you mean `lora.rank`"),
-        (["method=textual-inversion", "inversion.token=red"], "token = 'red': the text encoder knows it already"),
+        (["method=textual-inversion", "inversion.token=red"], "token = 'red': is already in the vocabulary"),
         (["method=textual-inversion", "inversion.templates=[a photo]"], "has no {token}"),
         (["method=textual-inversion", "inversion.initializer=purple unicorn riding"], "give a shorter word"),
         (["data.instance_prompt=" + "circle square " * 12], "longer than the text encoder's 12 tokens"),
@@ -239,7 +239,7 @@ def test_held_out_pictures_are_not_trained_on(model, data, tmp_path):
         (["held_out=8"], "held_out = 8: must be less"),
         (["size=17"], "size = 17: must be a multiple of 4"),
         (["train.steps=0"], "`train.steps`"),
-        (["train.epochs=3"], "give one of them"),
+        (["train.epochs=3"], "give either train.epochs or train.steps"),
     ],
 )
 def test_bad_input_is_named(arguments, message, model, data, tmp_path):

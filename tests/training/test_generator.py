@@ -167,7 +167,7 @@ def test_precompute_builds_what_training_reads(components, tmp_path, capsys):
     recipe = GeneratorRecipe.model_validate(values)
     caches = build_caches(recipe, load_frozen(recipe))
     assert (len(caches.train), len(caches.validation), caches.short) == (5, 3, None)
-    assert "training pictures: 5 of 5 rows used" in capsys.readouterr().err
+    assert "training images: 5 of 5 rows used" in capsys.readouterr().err
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
     made = tiny.task("unet", values)
     pictures = open_images(made.recipe.data, 16, "", quiet=True)

@@ -3,7 +3,7 @@
 from collections import Counter
 from itertools import pairwise
 
-from t2i.training.hard_negatives import Neighbours
+from t2i.training.hard_negatives import HardNegatives
 from tests.text.tiny import CAPTIONS
 
 
@@ -13,7 +13,7 @@ def apart(a: str, b: str) -> int:
 
 
 def test_colours_are_exchanged_without_a_list_of_colours():
-    corpus = Neighbours(CAPTIONS)
+    corpus = HardNegatives(CAPTIONS)
     assert corpus.exchanged("red unseen thing icon on a blue background") == [
         "blue unseen thing icon on a red background"
     ]
@@ -24,12 +24,12 @@ def test_colours_are_exchanged_without_a_list_of_colours():
 
 def test_an_order_that_is_an_oddity_is_no_exchange():
     words = [f"{a} icon on a table" for a in "abcdefghijklmnopqrst"]
-    assert Neighbours([*words, "z on icon a table"]).exchanged("k icon on a table") == []
-    assert Neighbours(["cup on a table", "table on a cup"]).exchanged("cup on a table") == ["table on a cup"]
+    assert HardNegatives([*words, "z on icon a table"]).exchanged("k icon on a table") == []
+    assert HardNegatives(["cup on a table", "table on a cup"]).exchanged("cup on a table") == ["table on a cup"]
 
 
 def test_one_word_apart_names_every_such_caption_and_no_other():
-    corpus = Neighbours(CAPTIONS)
+    corpus = HardNegatives(CAPTIONS)
     for row, caption in enumerate(CAPTIONS):
         same_length = [i for i, c in enumerate(CAPTIONS) if len(c.split()) == len(caption.split())]
         wanted = {i for i in same_length if apart(caption, CAPTIONS[i]) == 1}
@@ -39,7 +39,7 @@ def test_one_word_apart_names_every_such_caption_and_no_other():
 def test_a_negative_is_an_exchange_or_another_caption_one_word_apart_or_nothing():
     lone = "nothing like this caption exists anywhere"
     captions = [*CAPTIONS, lone, "anvil, firefox emoji"]
-    corpus = Neighbours(captions)
+    corpus = HardNegatives(captions)
     for row, caption in enumerate(captions):
         wrong = corpus.negative(row, 0.7, 0.3)
         if " icon on a " in caption:
@@ -51,7 +51,7 @@ def test_a_negative_is_an_exchange_or_another_caption_one_word_apart_or_nothing(
 
 
 def test_order_is_a_permutation_that_keeps_neighbours_together():
-    corpus, rows = Neighbours(CAPTIONS), list(range(0, len(CAPTIONS), 2))
+    corpus, rows = HardNegatives(CAPTIONS), list(range(0, len(CAPTIONS), 2))
     order = corpus.order(rows, 4, seed=3, epoch=0).tolist()
     assert sorted(order) == rows
     assert order == corpus.order(rows, 4, seed=3, epoch=0).tolist()

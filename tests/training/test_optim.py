@@ -108,7 +108,7 @@ def test_muon_resumes_from_its_state_bit_for_bit():
 
 
 def test_muon_without_a_matrix_is_refused():
-    with pytest.raises(ValueError, match=r"no weight matrix is trained; set train\.optimizer=adamw"):
+    with pytest.raises(ValueError, match=r"no weight matrix is trained: set train\.optimizer=adamw"):
         optimizer(nn.GroupNorm(1, 2), config(optimizer="muon"))
 
 

@@ -17,10 +17,10 @@ from t2i.text.encoder import load_text_encoder
 from t2i.text.t5 import T5TextEncoder
 from t2i.text.tokenizer import SMALLEST
 from t2i.text.towers import T5Pair, T5TowerConfig
+from t2i.training.images import open_sources
 from t2i.training.span_corruption import (
     SpanRecipe,
     SpanTask,
-    both_captions,
     corrupt,
     frequency_loss,
     hidden_words,
@@ -125,7 +125,7 @@ def test_batches_are_functions_of_rows_and_step(tmp_path):
     for key in whole:
         n = part[key].shape[1]
         assert whole[key][5:, :n].equal(part[key])
-    hidden = [made.batch(rows[:10], step)["wanted"].tolist() for step in (0, 1)]
+    hidden = [made.batch(rows[:10], step)["targets"].tolist() for step in (0, 1)]
     assert hidden[0] != hidden[1]
 
 
@@ -137,13 +137,13 @@ def test_loss_is_a_mean_over_captions_however_they_are_cut(tmp_path):
     torch.testing.assert_close(torch.stack(parts).mean(), whole)
     logits = made.pair(batch["ids"], batch["mask"], batch["before"])
     each = []
-    for row, wanted in zip(logits.log_softmax(-1), batch["wanted"], strict=True):
+    for row, wanted in zip(logits.log_softmax(-1), batch["targets"], strict=True):
         real = [(i, t) for i, t in enumerate(wanted.tolist()) if t >= 0]
         each.append(-sum(row[i, t] for i, t in real) / len(real))
     torch.testing.assert_close(torch.stack(each).mean(), whole)
-    real = batch["wanted"] >= 0
+    real = batch["targets"] >= 0
     assert batch["before"][:, 1:][real[:, 1:]].equal(
-        batch["wanted"][:, :-1][real[:, 1:]]
+        batch["targets"][:, :-1][real[:, 1:]]
     )  # teacher forcing, no peeking
     assert (batch["before"][:, 0] == made.end[0]).all()
 
@@ -165,7 +165,7 @@ def test_overfits_and_exports_what_was_trained(tmp_path):
         made.export(made.networks, tmp_path)
         encoder = load_text_encoder(tmp_path)
         assert isinstance(encoder, T5TextEncoder) and encoder.use_attention_mask and encoder.width == 16
-        captions = both_captions(made.recipe)[0]
+        captions = list(open_sources(made.recipe)[0].texts())
         states = encoder(captions).conditioning
         batch = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")(
             captions, padding="max_length", truncation=True, return_tensors="pt"

@@ -170,7 +170,7 @@ def test_training_goes_on_from_an_exported_pair(tmp_path):
 def test_word_order_is_measured_on_exchanges_of_the_corpus(tmp_path):
     task = TextEncoderTask(recipe(tmp_path, pairs=64), quiet=True)
     figures = task.validate(task.networks)
-    assert figures["swap_pairs"] == sum(len(task.neighbours.exchanged(c)) for c in task.captions) > 0
+    assert figures["swap_pairs"] == sum(len(task.hard_negatives.exchanged(c)) for c in task.captions) > 0
     assert 0 < figures["swap_accuracy"] < 1
 
 

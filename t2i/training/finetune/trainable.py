@@ -1,4 +1,4 @@
-"""What is trained of a pipeline: some of its parameters, under one optimiser, with the frozen rest out of its sight."""
+"""Selects the trained parameters of a pipeline; everything else is frozen and no submodule of the trained network."""
 
 import torch
 import torch.nn.functional as F
@@ -6,6 +6,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 from t2i.conditioning import Conditioning
+from t2i.errors import ConfigError
 from t2i.generator.unet import UNet
 from t2i.nn.lora import add_lora
 from t2i.pipeline import Pipeline
@@ -14,13 +15,13 @@ from t2i.text.clip import CLIPTextEncoder
 from t2i.text.inversion import add_vectors
 from t2i.training.finetune.recipe import FinetuneRecipe, Inversion
 
-SPREAD = 0.01  # of the root mean square: what tells apart vectors that begin as the same word
+SPREAD = 0.01  # noise, relative to the root mean square, that separates vectors initialised from the same word
 
 
 class Trainable(nn.Module):
-    """The trained parameters, and the forward pass that reaches them: text encoder (where it matters) and U-Net.
+    """The trained parameters, with the forward pass through the text encoder (if needed) and the U-Net.
 
-    The networks are not its submodules: a checkpoint, an average and a gradient hold what is trained and nothing else.
+    The networks are not its submodules, so checkpoints, EMA weights and gradients hold the trained parameters only.
     """
 
     def __init__(self, unet: UNet, text: TextEncoder, weights: dict[str, nn.Parameter], trains_text: bool) -> None:
@@ -38,14 +39,14 @@ class Trainable(nn.Module):
         return super().train(mode)
 
     def forward(self, x: Float[Tensor, "b c h w"], t: Num[Tensor, "b"], cond: Conditioning) -> Tensor:
-        """The U-Net's output; states one number wide are ids, which are encoded here."""
+        """Returns the U-Net's output; states one number wide are ids, which are encoded here."""
         unet, text = self._networks
-        cond = cond if cond.tokens.shape[-1] == text.width else self.read(cond)
+        cond = cond if cond.tokens.shape[-1] == text.width else self.encode(cond)
         half = unet.conv_in.weight.dtype
         return unet(x.to(half), t, cond.to(dtype=half)).to(x.dtype)
 
-    def read(self, cond: Conditioning) -> Conditioning:
-        """The states of padded ids, with gradients where the text encoder is trained."""
+    def encode(self, cond: Conditioning) -> Conditioning:
+        """Returns the states of padded ids, with gradients if the text encoder is trained."""
         _, text = self._networks
         ids = cond.tokens[..., 0].long()
         if not self._trains_text:
@@ -54,27 +55,27 @@ class Trainable(nn.Module):
             return Conditioning(text.tower(ids).last_hidden_state, cond.mask)
 
 
-class LearntRows(nn.Module):
-    """An embedding table whose rows from `first` on are trained; the table itself keeps the rows it had."""
+class TrainedRows(nn.Module):
+    """An embedding table whose rows from `first` on are replaced by trained vectors; the table is unchanged."""
 
     def __init__(self, table: Float[Tensor, "v d"], vectors: nn.Parameter, first: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(table, requires_grad=False)
-        self.vectors, self.first = (vectors,), first  # a tuple: no tensor of the text encoder's files
+        self.vectors, self.first = (vectors,), first  # a tuple, so that it is not saved with the text encoder
 
     def forward(self, ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
         [vectors] = self.vectors
         place = ids - self.first
-        learnt = (place >= 0) & (place < len(vectors))
+        trained = (place >= 0) & (place < len(vectors))
         rows = F.embedding(place.clamp(0, len(vectors) - 1), vectors)
-        return torch.where(learnt[..., None], rows, F.embedding(ids, self.weight))
+        return torch.where(trained[..., None], rows, F.embedding(ids, self.weight))
 
 
 def prepare_trainable(pipeline: Pipeline, recipe: FinetuneRecipe) -> Trainable:
-    """Freeze the pipeline but for what the recipe trains."""
+    """Freezes the pipeline except the parameters that the recipe trains, which it returns as one network."""
     unet, text = pipeline.generator.unet, pipeline.text_encoder
     if recipe.trains_text and not isinstance(text, CLIPTextEncoder):
-        raise ValueError(f"{type(text).__name__} is not trained here: only a CLIP text encoder is; leave it frozen")
+        raise ValueError(f"{type(text).__name__} cannot be fine-tuned, only a CLIP text encoder can: leave it frozen")
     pipeline.autoencoder.requires_grad_(False)
     text.requires_grad_(False)
     unet.requires_grad_(False)
@@ -95,14 +96,14 @@ def prepare_trainable(pipeline: Pipeline, recipe: FinetuneRecipe) -> Trainable:
         if recipe.text_encoder:
             text.tower.requires_grad_(True)
             trained["text_encoder"] = text.tower
-    found = {f"{k}.{name}": p for k, net in trained.items() for name, p in net.named_parameters() if p.requires_grad}
-    return Trainable(unet, text, found, recipe.trains_text)
+    weights = {f"{k}.{name}": p for k, net in trained.items() for name, p in net.named_parameters() if p.requires_grad}
+    return Trainable(unet, text, weights, recipe.trains_text)
 
 
 def narrow(pipeline: Pipeline, recipe: FinetuneRecipe) -> None:
-    """Put what is not trained in the precision of the training: half the memory, and no casts.
+    """Casts frozen weights to the precision of the training, which halves their memory and saves casts.
 
-    Not in float16 what may overflow there: text encoder and autoencoder.
+    The text encoder and the autoencoder may overflow in float16 and stay in float32 then.
     """
     half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(recipe.train.mixed_precision)
     networks: list[nn.Module] = [pipeline.generator.unet]
@@ -113,9 +114,9 @@ def narrow(pipeline: Pipeline, recipe: FinetuneRecipe) -> None:
 
 
 def learn_token(text: TextEncoder, config: Inversion, seed: int) -> nn.Parameter:
-    """Add the new word and give its vectors to be trained; the table is left as it is."""
+    """Adds the new token to the tokenizer and the embeddings; returns its vectors as a parameter."""
     if len(text.tokenizer(config.token, add_special_tokens=False)["input_ids"]) == 1:  # pyright: ignore
-        raise ValueError(f"inversion.token = {config.token!r}: the text encoder knows it already: give another name")
+        raise ConfigError("inversion.token", "is already in the vocabulary: choose another name", config.token)
     table = text.embeddings().detach()
     first = len(text.tokenizer)
     rms = table.square().mean().sqrt()
@@ -126,17 +127,14 @@ def learn_token(text: TextEncoder, config: Inversion, seed: int) -> nn.Parameter
     else:
         ids = text.tokenizer(config.initializer, add_special_tokens=False)["input_ids"]
         if not ids:
-            raise ValueError(f"inversion.initializer = {config.initializer!r} is nothing to the tokenizer: give a word")
+            raise ConfigError("inversion.initializer", "has no tokens: give a word", config.initializer)
         if len(ids) > config.vectors:
-            raise ValueError(
-                f"inversion.initializer = {config.initializer!r} is {len(ids)} tokens: give a shorter word, or "
-                f"inversion.vectors={len(ids)}"
-            )
+            problem = f"has {len(ids)} tokens: give a shorter word, or set inversion.vectors={len(ids)}"
+            raise ConfigError("inversion.initializer", problem, config.initializer)
         known = torch.tensor([ids[k % len(ids)] for k in range(config.vectors)])
         repeated = torch.arange(config.vectors) >= len(ids)
         start = table[known] + torch.where(repeated[:, None], noise, 0)
     add_vectors(text, config.token, start, "inversion.token")
     vectors = nn.Parameter(text.embeddings()[first : first + config.vectors].detach().clone())
-    rows = LearntRows(text.embeddings().detach(), vectors, first)
-    text.tower.set_input_embeddings(rows)  # pyright: ignore[reportCallIssue]
+    text.tower.set_input_embeddings(TrainedRows(text.embeddings().detach(), vectors, first))  # pyright: ignore[reportCallIssue]
     return vectors
