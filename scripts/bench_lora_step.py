@@ -52,7 +52,7 @@ class Ours(benching.OurLoop):
     """t2i: the task of `t2i finetune`."""
 
     def __init__(self, folder: Path, size: int, batch: int, precision: str) -> None:
-        from t2i.cli.finetune_run import complete, gather, look
+        from t2i.cli.finetune_run import check_data, complete, gather
         from t2i.pipeline import Pipeline
         from t2i.training.finetune.task import FinetuneTask
 
@@ -75,7 +75,7 @@ class Ours(benching.OurLoop):
         where = {"model": str(folder / "model"), "data": str(folder / "pictures"), "out": str(folder / "run")}
         values = gather([f"{key}={value}" for key, value in settings.items()], where)
         pipeline = Pipeline.from_pretrained(values["model"])
-        recipe, sources = complete(values, pipeline, look(values, pipeline, quiet=True))
+        recipe, sources = complete(values, pipeline, check_data(values, pipeline, quiet=True))
         super().__init__(FinetuneTask(recipe, pipeline, sources, quiet=True), recipe)
 
     def lora(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Recipes: a YAML file and `key=value` overrides, checked by pydantic; an unknown key is an error."""
+"""Recipes: a YAML file and `key=value` overrides, validated by pydantic; an unknown key is an error."""
 
 import difflib
 from collections.abc import Sequence
@@ -9,11 +9,11 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 R = TypeVar("R", bound="Section")
-MOST_FAULTS = 20  # that a message lists
+MOST_FAULTS = 20  # errors that a message lists
 
 
 class Section(BaseModel):
-    """A part of a recipe: frozen, unknown keys refused."""
+    """A section of a recipe: frozen, unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -24,37 +24,43 @@ def _no(value: Any) -> Any:
 
 
 class TrainConfig(Section):
-    """How to train, whatever is trained. Progress is counted in optimiser steps and samples."""
+    """Settings of any training; progress is counted in optimiser steps and samples."""
 
-    steps: int = Field(gt=0, description="optimiser steps in all")
-    global_batch: int = Field(gt=0, description="samples an optimiser step, over all ranks: the invariant")
+    steps: int = Field(gt=0, description="total number of optimiser steps")
+    global_batch: int = Field(gt=0, description="samples per optimiser step, over all processes")
     micro_batch: int | None = Field(
-        default=None, gt=0, description="samples a forward pass; by default global_batch / ranks"
+        default=None, gt=0, description="samples per forward pass; default global_batch / processes"
     )
     optimizer: Literal["adamw", "muon"] = Field(
         default="adamw", description="muon: for weight matrices and kernels, with AdamW for the other parameters"
     )
     lr: float = Field(gt=0, description="peak learning rate")
     lr_schedule: Literal["constant", "cosine", "linear"] = "cosine"
-    lr_floor: float = Field(default=0.0, ge=0, le=1, description="the last learning rate, as a share of the peak")
+    lr_floor: float = Field(default=0.0, ge=0, le=1, description="the last learning rate, as a fraction of the peak")
     warmup_steps: int = Field(default=0, ge=0)
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    clip_norm: float | None = Field(default=1.0, gt=0, description="the gradient's norm is clipped to this")
-    ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the moving average of the weights")
+    clip_norm: float | None = Field(default=1.0, gt=0, description="maximum norm of the gradient")
+    ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the EMA weights")
     mixed_precision: Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(_no)] = "no"
-    gradient_checkpointing: bool = Field(default=False, description="U-Net: compute layers twice to hold less memory")
-    attention: Literal["sdpa", "xformers"] = Field(default="sdpa", description="xformers is tried against sdpa first")
-    init: str | None = Field(default=None, description="a component folder to start from, instead of random weights")
+    gradient_checkpointing: bool = Field(
+        default=False, description="U-Net: recompute layers in the backward pass to save memory"
+    )
+    attention: Literal["sdpa", "xformers"] = Field(
+        default="sdpa", description="xformers is compared with sdpa at the start"
+    )
+    init: str | None = Field(
+        default=None, description="folder of a component to initialise from, instead of random weights"
+    )
     log_every: int = Field(default=50, gt=0)
     validate_every: int = Field(default=1000, gt=0)
     sample_every: int = Field(default=1000, gt=0)
     save_every: int = Field(default=1000, gt=0)
-    keep: int = Field(default=2, gt=0, description="checkpoints kept")
+    keep: int = Field(default=2, gt=0, description="number of checkpoints kept")
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The mapping in a recipe's file."""
+    """Returns the mapping in a recipe file."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf8")) or {}
     except FileNotFoundError:
@@ -67,7 +73,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str], model: type[R]) -> R:
-    """The recipe in a YAML file with dotted `key=value` overrides applied; a fault is a ValueError that names it."""
+    """Loads a YAML recipe with dotted `key=value` overrides; raises a ValueError that names every wrong key."""
     values = read_recipe(Path(path))
     kind = "unet" if "unet" in values else "vae" if isinstance(values.get("vae"), dict) else None
     if kind is not None and kind not in model.model_fields:
@@ -81,7 +87,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str], model: type[R]) -> R
 
 
 def override(values: dict[str, Any], text: str) -> None:
-    """Set one dotted `key=value` in place; the value is read as YAML."""
+    """Sets one dotted `key=value` in place; the value is parsed as YAML."""
     key, sep, raw = text.partition("=")
     if not sep or not key:
         raise ValueError(f"{text!r}: an override has the form key=value, for example train.steps=1000")
@@ -98,7 +104,7 @@ def override(values: dict[str, Any], text: str) -> None:
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
-    """One line a fault of a pydantic error: the key, what is wrong, and for an unknown key the nearest known one."""
+    """Formats a pydantic error, one line per key: the problem, and for an unknown key the nearest known one."""
     lines = []
     faults = error.errors()
     for fault in faults[:MOST_FAULTS]:

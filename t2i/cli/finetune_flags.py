@@ -1,4 +1,4 @@
-"""The flags of diffusers' training scripts, and kohya's, as keys of a recipe."""
+"""Translates the flags of diffusers' and kohya's training scripts into keys of a recipe."""
 
 import difflib
 from typing import Any
@@ -49,10 +49,16 @@ SWITCHES: dict[str, tuple[str, Any]] = {
     "shuffle_caption": ("tags.shuffle", True),
     "enable_xformers_memory_efficient_attention": ("train.attention", "xformers"),
 }
-# What they do is done here anyway, or says nothing of the result.
-NEEDLESS = {"center_crop": False, "allow_tf32": False, "resume_from_checkpoint": True, "report_to": True}
-NEEDLESS |= {"dataloader_num_workers": True, "logging_dir": True, "cache_dir": True, "repeats": True}
-NEEDLESS |= {
+# Flags without effect on the result here, and whether they take a value.
+IGNORED = {
+    "center_crop": False,
+    "allow_tf32": False,
+    "resume_from_checkpoint": True,
+    "report_to": True,
+    "dataloader_num_workers": True,
+    "logging_dir": True,
+    "cache_dir": True,
+    "repeats": True,
     "save_as_full_pipeline": False,
     "learnable_property": True,
     "num_validation_images": True,
@@ -63,8 +69,8 @@ SCHEDULES = {"constant_with_warmup": "constant"}
 
 
 def read_flags(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """What is no flag, and the keys that the flags stand for."""
-    rest: list[str] = []
+    """Returns the arguments that are not flags, and the keys that the flags stand for."""
+    others: list[str] = []
     keys: dict[str, Any] = {}
     todo = list(arguments)
     while todo:
@@ -72,42 +78,42 @@ def read_flags(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
         if not argument.startswith("--"):
             if argument.startswith("-"):
                 raise ValueError(f"{argument}: no such option; see `t2i finetune --help`")
-            rest.append(argument)
+            others.append(argument)
             continue
         flag, equals, value = argument[2:].partition("=")
         name = flag.replace("-", "_")
         if name in SWITCHES:
             keys[SWITCHES[name][0]] = SWITCHES[name][1]
             continue
-        if name in ("with_prior_preservation", "train_text_encoder") or NEEDLESS.get(name) is False:
-            keys |= {} if name in NEEDLESS else {f"--{name}": True}
-            _say_needless(name)
+        if name in ("with_prior_preservation", "train_text_encoder") or IGNORED.get(name) is False:
+            keys |= {} if name in IGNORED else {f"--{name}": True}
+            _report_ignored(name)
             continue
-        if name not in KEYS and name not in SPECIAL and name not in NEEDLESS:
-            known = [*KEYS, *SWITCHES, *SPECIAL, *NEEDLESS, "data", "method", "model", "out", "instance_prompt"]
+        if name not in KEYS and name not in SPECIAL and name not in IGNORED:
+            known = [*KEYS, *SWITCHES, *SPECIAL, *IGNORED, "data", "method", "model", "out", "instance_prompt"]
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean --{near[0]}?" if near else "see `t2i finetune --help`"
-            raise ValueError(f"--{flag}: no such option, nor one of diffusers' that is understood; {hint}")
+            raise ValueError(f"--{flag}: no such option, and none of diffusers' that is supported; {hint}")
         if not equals:
             if not todo or todo[0].startswith("--"):
                 raise ValueError(f"--{flag}: needs a value")
             value = todo.pop(0)
-        if name in NEEDLESS:
-            _say_needless(name)
+        if name in IGNORED:
+            _report_ignored(name)
             continue
         text = name in ("class_prompt", "class_data_dir", "placeholder_token", "initializer_token", "validation_prompt")
         text = text or name in ("mixed_precision", "lr_scheduler")
         keys[KEYS.get(name, f"--{name}")] = SCHEDULES.get(value, value) if text else yaml.safe_load(value)
-    return rest, keys
+    return others, keys
 
 
-def _say_needless(name: str) -> None:
-    if name in NEEDLESS:
-        say(f"--{name}: ignored, nothing here depends on it")
+def _report_ignored(name: str) -> None:
+    if name in IGNORED:
+        say(f"--{name}: ignored, it has no effect here")
 
 
 def apply_flags(values: dict[str, Any], keys: dict[str, Any]) -> None:
-    """Set the keys that flags stand for in a recipe, in place."""
+    """Sets the keys that flags stand for in the values of a recipe, in place."""
     keys = dict(keys)
     prior, text = keys.pop("--with_prior_preservation", False), keys.pop("--train_text_encoder", False)
     accumulation, prompt = keys.pop("--gradient_accumulation_steps", 1), keys.pop("--validation_prompt", None)
@@ -123,9 +129,9 @@ def apply_flags(values: dict[str, Any], keys: dict[str, Any]) -> None:
     if prompt is not None:
         values.setdefault("sample", {})["prompts"] = [prompt]
     if prior and "prompt" not in values.get("prior", {}):
-        raise ValueError("--with_prior_preservation: give --class_prompt too, such as 'a dog'")
+        raise ValueError("--with_prior_preservation: give --class_prompt too, for example 'a dog'")
     if not prior and "prior" in values and any(key.startswith("prior.") for key in keys):
-        say("--class_prompt and the like turn prior preservation on")
+        say("flags of class images enable prior preservation")
     if text:
         if values.get("lora") is not None or values.get("method", "lora") == "lora":
             values.setdefault("lora", {})["text_encoder"] = True

@@ -1,4 +1,4 @@
-"""`t2i finetune` carried out: recipe, model and pictures opened, defaults filled, the plan printed, trained."""
+"""Runs `t2i finetune`: gathers the recipe, checks the data, fills in defaults, prints the plan, trains."""
 
 import shlex
 from pathlib import Path
@@ -15,6 +15,7 @@ from t2i.config import explain, override, read_recipe
 from t2i.data.check import MAX_LOST, Check, TokenCounter, check_folder
 from t2i.data.check_page import write_check
 from t2i.data.data_config import DataConfig, config_for
+from t2i.errors import ConfigError
 from t2i.files import read_json
 from t2i.pipeline import Pipeline
 from t2i.text.tokenizer import count_tokens
@@ -29,23 +30,24 @@ from t2i.training.resume import check_run
 
 
 def run(arguments: list[str], given: dict[str, str]) -> None:
-    """Fine-tune as `arguments` ([RECIPE] [key=value ...] and flags) and `given` say."""
+    """Fine-tunes by `arguments` ([RECIPE] [key=value ...] and flags) and the command's own options `given`."""
     quiet = not process_state().is_main_process
     values = gather(arguments, given)
     pipeline = Pipeline.from_pretrained(values["model"])
-    check = look(values, pipeline, quiet)
+    check = check_data(values, pipeline, quiet)
     recipe, sources = complete(values, pipeline, check)
     if not quiet:
         for line in [*(f"model: {line}" for line in pipeline.report), *check.lines()]:
             say(line)
         changed = recipe.model_dump(mode="json", exclude_defaults=True)
-        typer.echo(f"# the recipe, what differs from the defaults\n{yaml.safe_dump(changed, sort_keys=False)}")
+        typer.echo(f"# the recipe, without defaults\n{yaml.safe_dump(changed, sort_keys=False)}")
     check_run(recipe, couples_batch=False)
     try:
         recipe.run.mkdir(parents=True, exist_ok=True)
         (recipe.run / ".lock").touch()
     except OSError as error:
-        raise ValueError(f"out = {recipe.run}: cannot be written ({error.strerror}): give another with -o") from None
+        problem = f"cannot be written ({error.strerror}): give another folder with -o"
+        raise ConfigError("out", problem, str(recipe.run)) from None
     task = FinetuneTask(recipe, pipeline, sources, quiet=quiet)
     if not quiet:
         write_check(check, recipe.run / "check")
@@ -59,12 +61,11 @@ def run(arguments: list[str], given: dict[str, str]) -> None:
 
 
 def gather(arguments: list[str], given: dict[str, str]) -> dict[str, Any]:
-    """The recipe's values as they were given: file, then flags, then key=value."""
-    rest, flags = read_flags(arguments)
-    # A recipe, then flags, then key=value: what is named later counts.
-    files = [text for text in rest if "=" not in text]
+    """Returns the values of the recipe: of the file, then of flags, then of key=value; later ones win."""
+    texts, flags = read_flags(arguments)
+    files = [text for text in texts if "=" not in text]
     if len(files) > 1:
-        raise ValueError(f"{' and '.join(files)}: one recipe, and key=value after it")
+        raise ValueError(f"{' and '.join(files)}: give one recipe, then key=value")
     values = read_recipe(recipe_file(files[0])) if files else {}
     for name in ("model", "method", "out"):
         if name in given:
@@ -75,7 +76,7 @@ def gather(arguments: list[str], given: dict[str, str]) -> dict[str, Any]:
     if "instance_prompt" in given:
         values["data"] = section(values, "data") | {"instance_prompt": given["instance_prompt"]}
     apply_flags(values, flags)
-    for text in rest:
+    for text in texts:
         if "=" in text:
             override(values, text)
     values["data"], values["train"] = section(values, "data"), section(values, "train")
@@ -84,47 +85,48 @@ def gather(arguments: list[str], given: dict[str, str]) -> dict[str, Any]:
         values["data"] = config_for(name).model_dump(exclude_defaults=True) | values["data"]
     values["model"] = str(find_model(None)) if values.get("model") is None else values["model"]
     if not values.get("data"):
-        raise ValueError("no pictures: give --data FOLDER, FILE.parquet or the name of a hub's data set")
+        raise ValueError("no images: give --data FOLDER, FILE.parquet or the name of a data set on the hub")
     if values.get("out") is None:
-        said = Path(name or str(values["data"].get("path"))).name
-        values["out"] = f"runs/{said}-{values.get('method', 'lora')}"
-    refuse_inside(values["out"], values["data"].get("path"))
+        stem = Path(name or str(values["data"].get("path"))).name
+        values["out"] = f"runs/{stem}-{values.get('method', 'lora')}"
+    check_out(values["out"], values["data"].get("path"))
     return values
 
 
-def refuse_inside(out: Any, data: Any) -> None:
-    """Refuse a run in the folder of its own pictures, which would take the run's pictures for more of them."""
+def check_out(out: Any, data: Any) -> None:
+    """Raises if the run lies in the folder of its training images, which would then include the run's images."""
     run = Path(str(out)).resolve()
     for name in data if isinstance(data, list) else [data]:
         place = Path(str(name)).resolve()
         if name is not None and place.is_dir() and (place == run or place in run.parents):
-            raise ValueError(f"out = {out}: lies in the folder of the pictures, {name}: give another with -o")
+            raise ConfigError("out", f"lies in the folder of the images, {name}: give another folder with -o", str(out))
 
 
 def section(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """A section of a recipe, empty where there is none."""
-    found = values.get(name) or {}
-    if not isinstance(found, dict):
-        raise ValueError(f"`{name}`: {found!r} is no section of keys")
-    return dict(found)
+    """Returns a copy of a section of a recipe, empty by default."""
+    keys = values.get(name) or {}
+    if not isinstance(keys, dict):
+        raise ConfigError(name, "is not a section of keys", keys)
+    return dict(keys)
 
 
-def look(values: dict[str, Any], pipeline: Pipeline, quiet: bool) -> Check:
-    """Every picture looked at; too many that are lost are a ValueError."""
+def check_data(values: dict[str, Any], pipeline: Pipeline, quiet: bool) -> Check:
+    """Checks every training image; raises if too many are unusable."""
     if values.get("size") is None:
         size = pipeline.default_size()
         if size is None or size[0] != size[1]:
-            raise ValueError(f"{values['model']}: does not say at which square size it was trained: give size=PIXELS")
+            raise ValueError(f"{values['model']}: has no square default size: give size=PIXELS")
         values["size"] = size[0]
     if not isinstance(values["size"], int) or values["size"] < 1:
-        raise ValueError(f"`size`: {values['size']!r} is no number of pixels")
+        raise ConfigError("size", "is not a number of pixels", values["size"])
     if values.get("method") == "textual-inversion":
         if values["data"].get("instance_prompt") is not None:
-            raise ValueError(
-                "data.instance_prompt (--instance-prompt) means nothing to textual-inversion, whose captions are "
-                "inversion.templates: give inversion.templates=['a photo of {token}']"
+            raise ConfigError(
+                "data.instance_prompt",
+                "(--instance-prompt) does not apply to textual-inversion, whose captions are inversion.templates: give "
+                "inversion.templates=['a photo of {token}']",
             )
-        values["data"].setdefault("allow_empty_captions", True)  # its captions are templates
+        values["data"].setdefault("allow_empty_captions", True)
     try:
         config = DataConfig.model_validate(values["data"])
     except ValidationError as error:
@@ -133,28 +135,31 @@ def look(values: dict[str, Any], pipeline: Pipeline, quiet: bool) -> Check:
     text = pipeline.text_encoder
     words = TokenCounter(lambda texts: count_tokens(text.tokenizer, texts), text.max_tokens, str(values["model"]))
     size = (values["size"], values["size"])
-    found = check_folder(config, size=size, words=words, max_lost=max(MAX_LOST, config.max_bad_share), quiet=quiet)
-    if not found.ok:
-        said = "\n".join(found.lines()).replace("--max-lost", "data.max_bad_share")
-        raise ValueError(f"{config.path}: {said}")
-    return found
+    check = check_folder(config, size=size, words=words, max_lost=max(MAX_LOST, config.max_bad_share), quiet=quiet)
+    if not check.ok:
+        summary = f"{check.lost} of {check.total} images are unusable, more than a fraction of {check.max_lost:g}"
+        problem = f"{summary}: repair or remove them, or raise data.max_bad_share"
+        raise ConfigError("data.path", "\n".join([problem, *check.lines()[1:]]), config.path)
+    return check
 
 
 def complete(values: dict[str, Any], pipeline: Pipeline, check: Check) -> tuple[FinetuneRecipe, Sources]:
-    """The whole recipe: what it leaves out follows the model and the number of pictures; and their rows."""
+    """Returns the complete recipe, with defaults by the model and the number of images, and the split of the rows."""
     validation = values.get("validation")
     try:
-        held = None if validation is None else DataConfig.model_validate(validation)
+        held_out = None if validation is None else DataConfig.model_validate(validation)
     except ValidationError as error:
         raise ValueError(explain(error, DataConfig, "validation.")) from None
     if not isinstance(values.get("held_out"), int | None):
-        raise ValueError(f"`held_out`: {values['held_out']!r} is no number of pictures")
-    sources = split_source(check.source, check.config, held, values.get("held_out"), values.get("seed", 0))
+        raise ConfigError("held_out", "is not a number of images", values["held_out"])
+    sources = split_source(check.source, check.config, held_out, values.get("held_out"), values.get("seed", 0))
     rms = float(pipeline.text_encoder.embeddings().detach().square().mean().sqrt())
     latents = values["size"] // pipeline.autoencoder.factor
-    begun = Path(values["out"]) / "recipe.json"
-    if begun.is_file() and (warmup := read_json(begun).get("train", {}).get("warmup_steps")) is not None:
-        values["train"].setdefault("warmup_steps", warmup)  # else it would follow a new number of steps
+    earlier = Path(values["out"]) / "recipe.json"
+    if earlier.is_file() and (warmup := read_json(earlier).get("train", {}).get("warmup_steps")) is not None:
+        values["train"].setdefault(
+            "warmup_steps", warmup
+        )  # its default depends on the number of steps, which may change
     try:
         return FinetuneRecipe.model_validate(fill(values, len(sources.train), latents, rms)), sources
     except ValidationError as error:

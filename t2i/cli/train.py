@@ -1,4 +1,4 @@
-"""`t2i train text-encoder|vae|unet RECIPE [key=value ...]` and `t2i precompute RECIPE`."""
+"""`t2i train text-encoder|vae|generator RECIPE [key=value ...]` and `t2i precompute RECIPE`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,8 +9,10 @@ app = typer.Typer(
     help="Train a component from a recipe. The same command resumes an interrupted run.", no_args_is_help=True
 )
 
-RecipePath = Annotated[Path, typer.Argument(help="a YAML recipe, for example configs/scenes/vae.yaml")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key=value over the recipe, for example train.steps=1000")]
+RecipePath = Annotated[Path, typer.Argument(help="A YAML recipe, for example configs/scenes/vae.yaml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Keys that override the recipe, for example train.steps=1000.")
+]
 
 
 @app.command("vae")
@@ -23,7 +25,7 @@ def vae(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 @app.command("text-encoder")
 def text_encoder(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Train a text encoder: a CLIP-style tower by contrast with pictures, or a T5-style one (a section `t5`)."""
+    """Train a text encoder: CLIP on captioned images, or T5 on captions if the recipe has a section `t5`."""
     from t2i.training.objectives import text_encoder_training
 
     _run(recipe, overrides, *text_encoder_training(recipe))
@@ -39,17 +41,17 @@ def generator(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 
 def precompute(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Write the cache of latents and text states that a U-Net recipe needs."""
+    """Write the cache of latents and text states for `t2i train generator`."""
     from t2i.config import load_recipe
     from t2i.training.generator import GeneratorRecipe, build_caches, load_frozen
 
-    wanted = load_recipe(recipe, overrides or [], GeneratorRecipe)
-    caches = build_caches(wanted, load_frozen(wanted))
-    typer.echo(f"{wanted.cache}: latents and text states of {len(caches.train)} and {len(caches.validation)} pictures")
+    loaded = load_recipe(recipe, overrides or [], GeneratorRecipe)
+    caches = build_caches(loaded, load_frozen(loaded))
+    typer.echo(f"{loaded.cache}: latents and text states of {len(caches.train)} and {len(caches.validation)} images")
 
 
 def _run(path: Path, overrides: list[str] | None, model: Any, task: Any) -> None:
-    """Load the recipe, print it, train."""
+    """Loads the recipe, prints it and trains."""
     import yaml
 
     from t2i.config import load_recipe
@@ -61,6 +63,6 @@ def _run(path: Path, overrides: list[str] | None, model: Any, task: Any) -> None
     quiet = not process_state().is_main_process
     if not quiet:
         changed = recipe.model_dump(mode="json", exclude_defaults=True)
-        typer.echo(f"# {path}, what differs from the defaults\n{yaml.safe_dump(changed, sort_keys=False)}")
+        typer.echo(f"# {path}, without defaults\n{yaml.safe_dump(changed, sort_keys=False)}")
     check_run(recipe, task.couples_batch)
     train(task(recipe, quiet=quiet), recipe)

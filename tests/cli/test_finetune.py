@@ -78,7 +78,7 @@ def test_captionless_folder_needs_an_instance_prompt(places, tmp_path):
 def test_no_pictures(kind, places, tmp_path):
     model, _, _ = places
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"holds no pictures|no such folder"):
+    with pytest.raises(ValueError, match=r"holds no pictures|holds no images|no such folder"):
         f.prepare(model, tmp_path / kind, tmp_path / "run")
 
 
@@ -176,7 +176,7 @@ def test_a_finished_run_is_lengthened(places, tmp_path):
 @pytest.mark.parametrize("inside", [".", "run"])
 def test_no_run_among_its_own_pictures(inside, places):
     model, data, _ = places
-    with pytest.raises(ValueError, match="lies in the folder of the pictures"):
+    with pytest.raises(ValueError, match="lies in the folder of the images"):
         f.prepare(model, data, data / inside)
 
 

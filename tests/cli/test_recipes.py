@@ -44,7 +44,7 @@ def test_a_copy_with_the_files_that_it_reads(t2i, tmp_path):
 def test_what_is_there_stays(t2i, tmp_path):
     (tmp_path / "mine.yaml").write_text("mine")
     code, _, err = t2i("copy", "scenes/vae", "mine.yaml")
-    assert code == 2 and "mine.yaml: is there already" in err and (tmp_path / "mine.yaml").read_text() == "mine"
+    assert code == 2 and "mine.yaml: exists and is kept" in err and (tmp_path / "mine.yaml").read_text() == "mine"
     code, _, err = t2i("copy", "scenes/vae", tmp_path / "mine.yaml" / "x.yaml")
     assert code == 2 and "cannot be written" in err
 

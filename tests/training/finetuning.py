@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from pipeline.tiny import make_pipeline
 
-from t2i.cli.finetune_run import complete, gather, look
+from t2i.cli.finetune_run import check_data, complete, gather
 from t2i.training.finetune.before_after import measure_before
 from t2i.training.finetune.task import FinetuneTask
 from t2i.training.loop import train
@@ -41,7 +41,7 @@ def prepare(model: Path, data: Path, out: Path, *arguments: str) -> FinetuneTask
 
     values = gather([*FAST, *arguments], {"model": str(model), "data": str(data), "out": str(out)})
     pipeline = Pipeline.from_pretrained(values["model"])
-    recipe, sources = complete(values, pipeline, look(values, pipeline, quiet=True))
+    recipe, sources = complete(values, pipeline, check_data(values, pipeline, quiet=True))
     recipe.run.mkdir(parents=True, exist_ok=True)
     return FinetuneTask(recipe, pipeline, sources, quiet=True)
 
