@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains the three components of a recipe folder one after the other; the same command goes on where it was stopped.
-# usage: bash scripts/train_all.sh configs/scenes [key=value ...]      (the overrides go to all three)
+# Trains the three components of a recipe folder one after the other; rerun it to resume where it stopped.
+# usage: bash scripts/train_all.sh configs/scenes [key=value ...]      (overrides apply to all three)
 set -euo pipefail
 [ $# -gt 0 ] || { echo "usage: bash scripts/train_all.sh RECIPE_FOLDER [key=value ...]" >&2; exit 2; }
 recipes=$1

@@ -1,4 +1,4 @@
-"""The levels of the U-Net: residual blocks, each followed by a transformer where the level attends to the text."""
+"""The levels of the U-Net: residual blocks, each followed by a transformer if the level attends to the text."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from t2i.nn.resnet import Downsample, ResnetBlock, Upsample
 
 
 class Context(NamedTuple):
-    """What every layer of one forward pass sees beside the picture."""
+    """The inputs of every layer in a forward pass beside the feature map."""
 
     temb: Float[Tensor, "b t"]
     tokens: Float[Tensor, "b n d"]
@@ -21,7 +21,7 @@ class Context(NamedTuple):
 
 
 class Level(nn.Module):
-    """Pairs of residual block and transformer, kept in two lists because that is how the weights are named."""
+    """Pairs of residual block and transformer, in two lists for the names of the weights."""
 
     gradient_checkpointing = False
 
@@ -32,7 +32,7 @@ class Level(nn.Module):
             self.attentions = nn.ModuleList(transformers)
 
     def layer(self, j: int, x: Tensor, context: Context) -> Tensor:
-        """Residual block `j` and its transformer; with gradient checkpointing only its input is kept for backward."""
+        """Applies residual block `j` and its transformer; gradient checkpointing keeps only its input."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(self._layer, j, x, context, use_reentrant=False)
         return self._layer(j, x, context)
@@ -43,7 +43,7 @@ class Level(nn.Module):
 
 
 class DownLevel(Level):
-    """A level of the way down; all but the last end at half the resolution."""
+    """A level of the down path; all but the last end at half the resolution."""
 
     def __init__(self, config: UNetConfig, i: int):
         widths, depth = config.block_out_channels, config.per_level("layers_per_block")[i]
@@ -57,7 +57,7 @@ class DownLevel(Level):
             self.downsamplers = nn.ModuleList([Downsample(widths[i], padding=config.downsample_padding)])
 
     def forward(self, x: Tensor, context: Context) -> list[Tensor]:
-        """Every feature map made here; the last one is the input of the next level."""
+        """Returns every feature map of this level; the last one is the input of the next level."""
         maps = []
         for j in range(len(self.resnets)):
             x = self.layer(j, x, context)
@@ -68,7 +68,7 @@ class DownLevel(Level):
 
 
 class MidLevel(nn.Module):
-    """Residual block, transformer, residual block at the lowest resolution."""
+    """The middle block: residual block, transformer, residual block at the lowest resolution."""
 
     gradient_checkpointing = False
 
@@ -90,8 +90,10 @@ class MidLevel(nn.Module):
 
 
 class UpLevel(Level):
-    """A level of the way up, `i` counted from the full resolution: one block more than on the way down, each joined
-    by the map of the same size that the way down left."""
+    """A level of the up path, `i` counted from the full resolution.
+
+    It has one block more than the level of the down path; each block's input is concatenated with a skip connection.
+    """
 
     def __init__(self, config: UNetConfig, i: int):
         widths, depth = config.block_out_channels, config.per_level("layers_per_block")[i] + 1
@@ -107,7 +109,7 @@ class UpLevel(Level):
             self.upsamplers = nn.ModuleList([Upsample(widths[i])])
 
     def forward(self, x: Tensor, skips: list[Tensor], context: Context) -> Tensor:
-        """Takes its maps off the end of `skips`; ends at the size of the map that the next level will join."""
+        """Pops its skip connections off `skips`; ends at the size of the next level's skip connection."""
         for j in range(len(self.resnets)):
             x = self.layer(j, torch.cat([x, skips.pop()], dim=1), context)
         return self.upsamplers[0](x, tuple(skips[-1].shape[2:])) if hasattr(self, "upsamplers") else x

@@ -13,10 +13,10 @@ from t2i.nn.embeddings import TimestepEmbedding, sinusoid
 
 
 class UNet(Component):
-    """The network's output for a noisy latent, in three parts: `down`, `mid`, `up`.
+    """A UNet2DConditionModel in three parts: `down`, `mid`, `up`.
 
-    `mask_padding` = True hides padding tokens from cross-attention. It is an attribute and not a config key because
-    Stable Diffusion attends to padding, and stock pipelines have no way to be told otherwise.
+    `mask_padding` = True masks padding tokens in cross-attention. It is an attribute and not a config key because
+    Stable Diffusion attends to padding, and diffusers has no key to change that.
     """
 
     Config = UNetConfig
@@ -42,7 +42,7 @@ class UNet(Component):
     def forward(
         self, x: Float[Tensor, "b c h w"], t: Num[Tensor, "b"], cond: Conditioning
     ) -> Float[Tensor, "b out h w"]:
-        """The raw output at `t`, the network's own index, which counts from 0 (the paper's t - 1)."""
+        """Returns the raw output at `t`, the network's index, which counts from 0 (the paper's t - 1)."""
         context = Context(self.embed_time(t), *self.embed_text(cond))
         skips = self.down(x, context)
         x = self.mid(skips[-1], context)
@@ -50,13 +50,13 @@ class UNet(Component):
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
     def embed_time(self, t: Num[Tensor, "b"]) -> Float[Tensor, "b d"]:
-        """The embedding of `t`; the sinusoid is taken in float32 whatever the network computes in."""
+        """Returns the embedding of `t`; the sinusoid is computed in float32 in any precision."""
         config, weight = self.config, self.time_embedding.linear_1.weight
         wave = sinusoid(t, config.block_out_channels[0], config.flip_sin_to_cos, config.freq_shift)
         return self.time_embedding(wave.to(weight.dtype))
 
     def embed_text(self, cond: Conditioning) -> tuple[Tensor, Tensor | None]:
-        """The states that cross-attention reads, and the mask if padding is hidden from it."""
+        """Returns the states for cross-attention, and their mask if padding is masked."""
         tokens = cond.tokens
         if self.encoder_hid_proj is not None:
             # Not in autocast's precision: the projector takes differences of states that are nearly equal.
@@ -65,24 +65,24 @@ class UNet(Component):
         return tokens, cond.mask if self.mask_padding else None
 
     def down(self, x: Tensor, context: Context) -> list[Tensor]:
-        """Every feature map of the way down, the lowest resolution last."""
+        """Returns every feature map of the down path, the lowest resolution last."""
         maps = [self.conv_in(2 * x - 1 if self.config.center_input_sample else x)]
         for level in self.down_blocks:
             maps += level(maps[-1], context)
         return maps
 
     def mid(self, x: Tensor, context: Context) -> Tensor:
-        """The lowest resolution."""
+        """Returns the feature map after the middle block."""
         return x if self.mid_block is None else self.mid_block(x, context)
 
     def up(self, x: Tensor, skips: list[Tensor], context: Context) -> Tensor:
-        """The way up, which uses up `skips`."""
+        """Returns the feature map after the up path, which consumes `skips`."""
         for level in self.up_blocks:
             x = level(x, skips, context)
         return x
 
     def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
-        """Keep only each layer's input for the backward pass and compute the layer again there."""
+        """Keeps only each layer's input for the backward pass, which recomputes the layer."""
         for module in self.modules():
             if isinstance(module, Level | MidLevel):
                 module.gradient_checkpointing = enabled

@@ -1,4 +1,4 @@
-"""The configuration of the U-Net: every key of `unet/config.json` of a Stable Diffusion folder."""
+"""The configuration of the U-Net: every key of `unet/config.json` in a Stable Diffusion folder."""
 
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ from t2i.component import ComponentConfig
 DownBlockType = Literal["CrossAttnDownBlock2D", "DownBlock2D"]
 UpBlockType = Literal["CrossAttnUpBlock2D", "UpBlock2D"]
 
-# The keys of the family that this network does not build: each is accepted at these values and refused at any other.
+# Keys of diffusers that this network does not implement, with the values that are accepted.
 ONLY: dict[str, tuple[Any, ...]] = {
     "only_cross_attention": (False,),
     "reverse_transformer_layers_per_block": (None,),
@@ -32,7 +32,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "cross_attention_norm": (None,),
     "addition_embed_type_num_heads": (64,),
 }
-# The keys that count or measure something.
+# Keys that are sizes or counts.
 SIZES = (
     "sample_size",
     "in_channels",
@@ -48,11 +48,11 @@ SIZES = (
     "conv_in_kernel",
     "conv_out_kernel",
 )
-LARGEST, DEEPEST = 2**24, 64  # of any size; of layers in a block
+LARGEST, DEEPEST = 2**24, 64  # the largest size, the most layers in a block
 
 
 class UNetConfig(ComponentConfig):
-    """The keys and defaults of `UNet2DConditionModel`; a number stands for the same number at every level."""
+    """The keys and defaults of `UNet2DConditionModel`; a number means the same number at every level."""
 
     sample_size: int | tuple[int, int] | None = None
     in_channels: int = 4
@@ -77,7 +77,7 @@ class UNetConfig(ComponentConfig):
     reverse_transformer_layers_per_block: None = None
     encoder_hid_dim: int | None = None
     encoder_hid_dim_type: Literal["text_proj"] | None = None
-    attention_head_dim: int | tuple[int, ...] = 8  # the number of heads: the family named it wrongly and kept the name
+    attention_head_dim: int | tuple[int, ...] = 8  # the number of heads, despite its name in diffusers
     num_attention_heads: None = None
     dual_cross_attention: bool = False
     use_linear_projection: bool = False
@@ -106,11 +106,11 @@ class UNetConfig(ComponentConfig):
     @model_validator(mode="before")
     @classmethod
     def _refuse(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """Refuses by name what the family knows and this network does not build."""
+        """Raises for values that diffusers supports and this network does not."""
         if data.get("num_attention_heads") is not None:
             raise ValueError(
                 f"`num_attention_heads` = {data['num_attention_heads']!r} is not supported (only"
-                " null): give the number of heads as `attention_head_dim`, the name the family uses for it"
+                " null): give the number of heads as `attention_head_dim`, as diffusers does"
             )
         for key, allowed in ONLY.items():
             if key in data and data[key] not in allowed:
@@ -121,7 +121,7 @@ class UNetConfig(ComponentConfig):
 
     @model_validator(mode="after")
     def _agree(self) -> "UNetConfig":
-        """Checks the keys against each other, so that a wrong one is named before a tensor is made."""
+        """Checks the keys against each other before any tensor is allocated."""
         for key in SIZES:
             value = getattr(self, key)
             for number in value if isinstance(value, tuple) else (value,):
@@ -133,7 +133,7 @@ class UNetConfig(ComponentConfig):
             value = getattr(self, key)
             if isinstance(value, tuple) and len(value) != levels:
                 raise ValueError(
-                    f"`{key}` has {len(value)} entries, `block_out_channels` has {levels}: give one an entry a level"
+                    f"`{key}` has {len(value)} entries, `block_out_channels` has {levels}: give one per level"
                 )
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
@@ -157,18 +157,18 @@ class UNetConfig(ComponentConfig):
         return self
 
     def per_level(self, key: str) -> tuple[int, ...]:
-        """The value of `key` at every level, from the full resolution down."""
+        """Returns the value of `key` at every level, from the full resolution down."""
         value = getattr(self, key)
         return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
 
     @property
     def time_dim(self) -> int:
-        """The width of the time embedding."""
+        """Returns the width of the time embedding."""
         return self.time_embedding_dim or 4 * self.block_out_channels[0]
 
     @property
     def context_dim(self) -> int | tuple[int, ...]:
-        """The width of the token states that the network is given."""
+        """Returns the width of the token states that the network reads."""
         return self.cross_attention_dim if self.encoder_hid_dim is None else self.encoder_hid_dim
 
 

@@ -26,7 +26,7 @@ def test_every_recipe_is_listed_with_its_header(t2i):
     assert code == 0 and lines.keys() == {
         path.relative_to(ROOT / "configs").with_suffix("").as_posix() for path in (ROOT / "configs").rglob("*.yaml")
     }
-    assert lines["scenes/vae"] == "Built-in scenes: 32x32 pictures <-> 8x8 latents of 4 channels. Minutes on two cores."
+    assert lines["scenes/vae"] == "Built-in scenes: 32x32 images <-> 8x8 latents of 4 channels. Minutes on two cores."
 
 
 def test_a_copy_with_the_files_that_it_reads(t2i, tmp_path):
