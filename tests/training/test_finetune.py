@@ -267,7 +267,7 @@ def test_validation_draws_fill_the_timesteps(lora):
     _, task = lora
     rows, draw = torch.cartesian_prod(torch.arange(40), torch.arange(20)).T
     g, places = torch.Generator(), validation_places(rows, draw, 20).tolist()
-    t = torch.cat([task.generator.draw(torch.zeros(1), g, at)["t"] for at in places])
+    t = torch.cat([task.generator.draw(torch.zeros(1, 1, 1), g, at)["t"] for at in places])
     assert (t.min() >= 1) and (t.max() <= 1000)
     counts = torch.bincount((t - 1) * BINS // 1000, minlength=BINS)
     assert (counts == 80).all()

@@ -140,7 +140,7 @@ def test_validation_is_deterministic(task):
 def test_validation_timesteps_fill_the_range_evenly(task):
     g = torch.Generator()
     places = validation_places(torch.arange(1000)).tolist()
-    t = torch.cat([task.generator.draw(torch.zeros(1), g, at)["t"] for at in places])
+    t = torch.cat([task.generator.draw(torch.zeros(1, 1, 1), g, at)["t"] for at in places])
     assert t.min() >= 1 and t.max() <= 1000
     assert torch.histc(t.double(), 10, 1, 1000).sub(100).abs().max() <= 2
     assert t[:10].sub(1).div(100, rounding_mode="floor").unique().numel() >= 9

@@ -149,7 +149,7 @@ def test_overfits_eight_pairs_and_exports_what_was_trained(tmp_path):
         assert all(p.requires_grad for p in task.pair.parameters())
         encoder = load_text_encoder(tmp_path)
         image = ImageTower.load(tmp_path / "image_encoder")
-        pixels, captions = task.pictures.batch(list(range(8))), task.captions
+        pixels, captions = task.images.batch(list(range(8))), task.captions
         pooled = encoder(captions).conditioning.pooled
         assert pooled is not None
         similarity = F.normalize(image(pixels), dim=-1) @ F.normalize(pooled, dim=-1).T

@@ -40,7 +40,7 @@ def test_the_scale_is_measured_on_the_training_latents(tmp_path):
     with torch.no_grad():
         task.export(task.networks, tmp_path)
         vae = AutoencoderKL.load(tmp_path / "vae")
-        posterior = vae.encode(task.pictures.batch(list(range(8))))
+        posterior = vae.encode(task.images.batch(list(range(8))))
         draws = torch.stack([posterior.sample(torch.randn(posterior.mean.shape)) for _ in range(400)])
         report = task.finish(task.networks)
     assert (draws * vae.config.scaling_factor).std().item() == pytest.approx(1, abs=0.02)
