@@ -14,7 +14,16 @@ from t2i.files import read_json
 from t2i.interop.infer import SD1, SD2
 from t2i.interop.lora_alpha import Alphas, folder_alphas, header_alphas
 from t2i.interop.lora_names import Networks, Part, Place, file_name, network_of, spellings, split_key
-from t2i.nn.lora import Adapter, LoraLayer, apply_adapter, carried, check_fit, check_weight, merge_adapter, merged
+from t2i.nn.lora import (
+    Adapter,
+    LoraLayer,
+    apply_adapter,
+    check_fit,
+    check_weight,
+    loras_of,
+    merge_adapter,
+    merged_weight,
+)
 
 Lora = dict[str, Adapter]  # by component: "unet", "text_encoder"
 DIFFUSERS_FILE, PEFT_FILE = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
@@ -47,7 +56,7 @@ def load_lora(networks: Networks, path: str | Path, weight: float = 1.0, name: s
     """
     check_weight(weight)
     name = re.sub(r"[^\w-]", "_", lora_name(path)) if name is None else name
-    if any(name in carried(network_of(part)) for part in networks.values()):
+    if any(name in loras_of(network_of(part)) for part in networks.values()):
         raise ValueError(f"{path}: a LoRA {name!r} is loaded already: give this one another name")
     for component, adapter in read_lora(path, networks).items():
         apply_adapter(network_of(networks[component]), adapter, weight, name)
@@ -75,7 +84,7 @@ def merge_tensors(
     for component, adapter in lora.items():
         for layer, change in adapter.items():
             key = f"{file_name(networks[component], layer)}.weight"
-            tensors[component][key] = merged(tensors[component][key], change, weight, f"{component}: {key}")
+            tensors[component][key] = merged_weight(tensors[component][key], change, weight, f"{component}: {key}")
 
 
 def lora_name(path: str | Path) -> str:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from torch import nn
 
-from t2i.nn.lora import adaptable
+from t2i.nn.lora import adaptable_layers
 from t2i.text.base import TextEncoder
 from t2i.text.clip import PREFIX, CLIPTextEncoder
 
@@ -51,7 +51,7 @@ def spellings(networks: Networks) -> dict[str, Place]:
     """Every layer that a LoRA can change, by all that files call it."""
     found: dict[str, Place] = {}
     for component, part in networks.items():
-        for layer in adaptable(network_of(part)):
+        for layer in adaptable_layers(network_of(part)):
             place = Place(component, layer)
             for name in (kohya_name(component, part, layer), *_dotted(component, part, layer)):
                 assert found.setdefault(name, place) == place, name

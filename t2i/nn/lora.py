@@ -79,7 +79,7 @@ class LoraLayer(NamedTuple):
 Adapter = dict[str, LoraLayer]  # by the layer's name in the network
 
 
-def adaptable(network: nn.Module) -> dict[str, Adaptable]:
+def adaptable_layers(network: nn.Module) -> dict[str, Adaptable]:
     """Returns every linear layer and convolution of a network by its name, with or without a LoRA."""
     return {
         name.removesuffix(BASE): module
@@ -88,14 +88,14 @@ def adaptable(network: nn.Module) -> dict[str, Adaptable]:
     }
 
 
-def carried(network: nn.Module) -> list[str]:
+def loras_of(network: nn.Module) -> list[str]:
     """Returns the names of the LoRAs that are applied to a network."""
     return list(getattr(network, "peft_config", {}))
 
 
 def check_no_lora(network: nn.Module, problem: str) -> None:
     """Raises ValueError if a LoRA is applied to a network, whose tensors then have other names."""
-    if names := carried(network):
+    if names := loras_of(network):
         raise ValueError(f"{type(network).__name__} carries the LoRA {', '.join(names)}: {problem}")
 
 
@@ -120,7 +120,7 @@ def lora_state(network: nn.Module, name: str = TRAINED) -> Adapter:
             down, up = wrapper.lora_A[name].weight, wrapper.lora_B[name].weight
             adapter[layer] = LoraLayer(down.detach(), up.detach(), float(wrapper.lora_alpha[name]))
     if not adapter:
-        raise ValueError(f"{type(network).__name__} carries no LoRA {name!r}; it has {carried(network) or 'none'}")
+        raise ValueError(f"{type(network).__name__} carries no LoRA {name!r}; it has {loras_of(network) or 'none'}")
     return adapter
 
 
@@ -130,7 +130,7 @@ def apply_adapter(network: nn.Module, adapter: Adapter, weight: float = 1.0, nam
     check_weight(weight)
     if not re.fullmatch(r"[\w-]+", name):
         raise ValueError(f"LoRA name = {name!r}: letters, digits, _ and - only")
-    if name in carried(network):
+    if name in loras_of(network):
         raise ValueError(f"{type(network).__name__} carries a LoRA {name!r} already: give another name")
     _inject(network, {layer: (change.rank, change.alpha) for layer, change in adapter.items()}, name, 0.0)
     wrappers = _wrappers(network)
@@ -145,8 +145,8 @@ def apply_adapter(network: nn.Module, adapter: Adapter, weight: float = 1.0, nam
 
 def set_lora_weights(network: nn.Module, weights: Mapping[str, float]) -> None:
     """Sets the scale of each of the named LoRAs of a network."""
-    if unknown := set(weights) - set(carried(network)):
-        raise ValueError(f"no LoRA {sorted(unknown)[0]!r}; {type(network).__name__} has {carried(network) or 'none'}")
+    if unknown := set(weights) - set(loras_of(network)):
+        raise ValueError(f"no LoRA {sorted(unknown)[0]!r}; {type(network).__name__} has {loras_of(network) or 'none'}")
     for name, weight in weights.items():
         check_weight(weight)
         for wrapper in _wrappers(network).values():
@@ -158,7 +158,7 @@ def remove_lora(network: nn.Module) -> None:
     for name, wrapper in _wrappers(network).items():
         parent, _, leaf = name.rpartition(".")
         setattr(network.get_submodule(parent), leaf, wrapper.base_layer)
-    if carried(network):
+    if loras_of(network):
         del network.peft_config  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -166,13 +166,13 @@ def merge_adapter(network: nn.Module, adapter: Adapter, weight: float = 1.0) -> 
     """Adds a LoRA, scaled by `weight`, to the network's weights."""
     check_no_lora(network, "merge before one is applied, or remove it first")
     check_fit(network, adapter)
-    layers = adaptable(network)
+    layers = adaptable_layers(network)
     for name, change in adapter.items():
         base = layers[name].weight
-        layers[name].weight = nn.Parameter(merged(base.detach(), change, weight, name), base.requires_grad)
+        layers[name].weight = nn.Parameter(merged_weight(base.detach(), change, weight, name), base.requires_grad)
 
 
-def merged(base: Float[Tensor, "..."], change: LoraLayer, weight: float, name: str) -> Float[Tensor, "..."]:
+def merged_weight(base: Float[Tensor, "..."], change: LoraLayer, weight: float, name: str) -> Float[Tensor, "..."]:
     """Returns base + weight * change in base's dtype, added in float32 or wider; `name` is for messages."""
     check_weight(weight)
     wide = torch.promote_types(base.dtype, torch.float32)
@@ -190,7 +190,7 @@ def check_weight(weight: float) -> None:
 
 def check_fit(network: nn.Module, adapter: Adapter) -> None:
     """Raises ValueError naming the first layer of the LoRA that the network lacks or has in another shape."""
-    layers = adaptable(network)
+    layers = adaptable_layers(network)
     for name, (down, up, _) in adapter.items():
         if name not in layers:
             raise ValueError(f"{type(network).__name__} has no layer {name}, which the LoRA changes")
@@ -206,7 +206,7 @@ def check_fit(network: nn.Module, adapter: Adapter) -> None:
 def target_layers(network: nn.Module, config: LoraConfig) -> dict[str, tuple[int, float]]:
     """Returns (rank, alpha) of every layer that the config selects; ValueError if a rank is too large for a layer."""
     sizes = {}
-    for name, layer in adaptable(network).items():
+    for name, layer in adaptable_layers(network).items():
         kind = _kind(network, name)
         if kind == "convolution" and isinstance(layer, nn.Conv2d) and config.conv_rank is not None:
             sizes[name] = (config.conv_rank, config.conv_alpha or config.conv_rank)
@@ -244,7 +244,7 @@ def _kind(network: nn.Module, name: str) -> str | None:
 
 def _wrappers(network: nn.Module) -> dict[str, Any]:
     """Returns peft's layers by the names of the layers that they wrap."""
-    if not carried(network):
+    if not loras_of(network):
         return {}
     from peft.tuners.lora import LoraLayer as Wrapper  # peft is imported only if a LoRA is applied
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from t2i.interop.lora import Lora, load_lora, lora_name, merge_lora, merge_tensors, read_lora
 from t2i.interop.lora_names import network_of
 from t2i.interop.lora_write import Dialect, write_lora
-from t2i.nn.lora import LoraConfig, LoraLayer, add_lora, carried, lora_state, remove_lora, set_lora_weights
+from t2i.nn.lora import LoraConfig, LoraLayer, add_lora, lora_state, loras_of, remove_lora, set_lora_weights
 from t2i.pipeline import Pipeline
 
 PROMPT, STEPS = "a red circle", 3
@@ -149,7 +149,7 @@ def test_two_at_once_with_weights(pair, tmp_path):
             warnings.simplefilter("ignore")
             pair.stock.load_lora_weights(str(tmp_path / f"{name}.safetensors"), adapter_name=name)
     pair.stock.set_adapters(["a", "b"], [0.9, -0.3])
-    assert carried(pair.networks["unet"]) == ["a", "b"]
+    assert loras_of(pair.networks["unet"]) == ["a", "b"]
     assert apart(ours_drawn(pair), stock_drawn(pair)) <= 1e-4
     set_lora_weights(pair.networks["unet"], {"a": 0.0, "b": 0.0})
     set_lora_weights(network_of(pair.networks["text_encoder"]), {"b": 0.0})
@@ -307,7 +307,7 @@ def test_bad_files(pair, file, change, message):
     with pytest.raises(ValueError, match=message) as error:
         load_lora(pair.networks, path)
     assert str(error.value).startswith(str(path))
-    assert not carried(pair.networks["unet"])
+    assert not loras_of(pair.networks["unet"])
 
 
 def test_key_under_two_spellings(pair, file):

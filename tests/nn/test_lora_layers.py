@@ -12,11 +12,11 @@ from t2i.config import explain
 from t2i.nn.lora import (
     LoraConfig,
     LoraLayer,
-    adaptable,
+    adaptable_layers,
     add_lora,
     apply_adapter,
-    carried,
     lora_state,
+    loras_of,
     merge_adapter,
     remove_lora,
     set_lora_weights,
@@ -81,10 +81,10 @@ def test_scale_is_alpha_over_rank_and_weights_count():
     draw = torch.Generator().manual_seed(1)
     state = {k: c._replace(up=0.1 * torch.randn(c.up.shape, generator=draw)) for k, c in lora_state(unet).items()}
     remove_lora(unet)
-    kinds = {type(adaptable(unet)[name]).__name__: change for name, change in state.items()}
+    kinds = {type(adaptable_layers(unet)[name]).__name__: change for name, change in state.items()}
     assert (kinds["Linear"].alpha, kinds["Linear"].rank) == (5.0, 2)
     name = "down_blocks.0.resnets.0.conv1"
-    x, conv = torch.randn(1, 32, 6, 6, generator=draw), adaptable(unet)[name]
+    x, conv = torch.randn(1, 32, 6, 6, generator=draw), adaptable_layers(unet)[name]
     plain = conv(x)
     expected = plain + 0.5 * (0.7 - 0.2) * torch.nn.functional.conv2d(
         torch.nn.functional.conv2d(x, state[name].down, padding=1), state[name].up
@@ -92,11 +92,11 @@ def test_scale_is_alpha_over_rank_and_weights_count():
     apply_adapter(unet, state, 1.0, "a")
     apply_adapter(unet, {name: state[name]}, -0.2, "b")
     set_lora_weights(unet, {"a": 0.7})
-    assert carried(unet) == ["a", "b"]
+    assert loras_of(unet) == ["a", "b"]
     assert apart(unet.get_submodule(name)(x), expected) <= 1e-5
     remove_lora(unet)
     merge_adapter(unet, {name: state[name]}, 0.5)
-    assert apart(adaptable(unet)[name](x), expected) <= 1e-5
+    assert apart(adaptable_layers(unet)[name](x), expected) <= 1e-5
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
