@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from diffusers import AutoencoderKL as Stock
+from diffusers import AutoencoderKL as DiffusersKL
 from safetensors.torch import load_file, save_file
 from torch.distributions import Normal, kl_divergence
 
@@ -49,34 +49,34 @@ def apart(ours, reference):
 
 
 @torch.no_grad()
-def assert_same(ours, stock, size=(16, 24)):
-    x = torch.rand(2, stock.config.in_channels, *size) * 2 - 1
-    posterior, theirs = ours.encode(x), stock.encode(x).latent_dist
+def assert_same(ours, reference, size=(16, 24)):
+    x = torch.rand(2, reference.config.in_channels, *size) * 2 - 1
+    posterior, theirs = ours.encode(x), reference.encode(x).latent_dist
     assert posterior.mean.shape == theirs.mean.shape
     assert apart(posterior.mean, theirs.mean) <= 1e-5
     assert apart(posterior.logvar, theirs.logvar) <= 1e-5
     z, eps = torch.randn(2, *theirs.mean.shape[1:]), torch.randn(2, *theirs.mean.shape[1:])
-    assert apart(ours.decode(z), stock.decode(z).sample) <= 1e-5
+    assert apart(ours.decode(z), reference.decode(z).sample) <= 1e-5
     reconstruction, _ = ours(x, eps)
-    assert apart(reconstruction, stock.decode(theirs.mean + theirs.std * eps).sample) <= 1e-5
+    assert apart(reconstruction, reference.decode(theirs.mean + theirs.std * eps).sample) <= 1e-5
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_our_folder_runs_in_diffusers(name, tmp_path):
     ours = shaken(AutoencoderKL(AutoencoderKLConfig(**CONFIGS[name])))
     ours.save(tmp_path / "vae")
-    stock, info = Stock.from_pretrained(tmp_path / "vae", output_loading_info=True)
+    reference, info = DiffusersKL.from_pretrained(tmp_path / "vae", output_loading_info=True)
     assert not any(info.values())
-    assert_same(ours, stock)
+    assert_same(ours, reference)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_diffusers_folder_runs_in_ours(name, tmp_path):
-    stock = shaken(Stock(**CONFIGS[name]))
-    stock.save_pretrained(tmp_path / "vae")
+    reference = shaken(DiffusersKL(**CONFIGS[name]))
+    reference.save_pretrained(tmp_path / "vae")
     ours = AutoencoderKL.load(tmp_path / "vae")
     assert not ours.training
-    assert_same(ours, stock)
+    assert_same(ours, reference)
     ours.save(tmp_path / "again")
     first, again = load_file(tmp_path / "vae" / WEIGHTS), load_file(tmp_path / "again" / WEIGHTS)
     assert first.keys() == again.keys()
@@ -85,25 +85,25 @@ def test_diffusers_folder_runs_in_ours(name, tmp_path):
 
 @pytest.mark.slow
 def test_stable_diffusions_own_size(tmp_path):
-    stock = shaken(Stock(**STABLE_DIFFUSION))
-    stock.save_pretrained(tmp_path / "vae")
+    reference = shaken(DiffusersKL(**STABLE_DIFFUSION))
+    reference.save_pretrained(tmp_path / "vae")
     ours = AutoencoderKL.load(tmp_path / "vae")
     assert len(ours.state_dict()) == 248
     assert sum(p.numel() for p in ours.parameters()) == 83_653_863
     assert ours.factor == 8
-    assert_same(ours, stock, size=(64, 96))
+    assert_same(ours, reference, size=(64, 96))
 
 
 def test_a_file_with_every_default_left_out(tmp_path):
-    stock = shaken(Stock())
-    stock.save_pretrained(tmp_path / "vae")
+    reference = shaken(DiffusersKL())
+    reference.save_pretrained(tmp_path / "vae")
     (tmp_path / "vae" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
-    assert_same(AutoencoderKL.load(tmp_path / "vae"), stock)
+    assert_same(AutoencoderKL.load(tmp_path / "vae"), reference)
 
 
 def test_the_defaults_are_those_of_diffusers():
-    stock = {key: value for key, value in Stock().config.items() if not key.startswith("_")}
-    assert AutoencoderKLConfig().model_dump() == stock
+    reference = {key: value for key, value in DiffusersKL().config.items() if not key.startswith("_")}
+    assert AutoencoderKLConfig().model_dump() == reference
 
 
 @pytest.mark.parametrize("squeezed", [True, False])
@@ -203,11 +203,11 @@ def test_every_parameter_learns_from_one_forward():
     assert all(name.endswith("to_k.bias") for name in still)
 
 
-def test_channels_last_gives_the_same_pictures():
+def test_channels_last_gives_the_same_images():
     network, x = shaken(AutoencoderKL(AutoencoderKLConfig(**SMALL))), torch.rand(2, 3, 16, 24)
     with torch.no_grad():
         mean = network.encode(x).mean
-        picture = network.decode(mean)
+        image = network.decode(mean)
         network.to(memory_format=torch.channels_last)
         assert apart(network.encode(x.to(memory_format=torch.channels_last)).mean, mean) <= 1e-5
-        assert apart(network.decode(mean), picture) <= 1e-5
+        assert apart(network.decode(mean), image) <= 1e-5

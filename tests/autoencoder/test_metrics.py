@@ -12,12 +12,12 @@ from t2i.autoencoder import metrics
 from t2i.autoencoder.kl import Gaussian
 
 
-def picture(values):
+def image(values):
     """8-bit values as floats in [-1, 1]."""
     return torch.as_tensor(values).float() / 127.5 - 1
 
 
-def random_pictures(seed, channels=3):
+def random_images(seed, channels=3):
     return torch.randint(0, 256, (2, channels, 20, 26), generator=torch.Generator().manual_seed(seed))
 
 
@@ -25,32 +25,32 @@ def test_psnr_of_a_known_difference():
     x = torch.full((2, 3, 4, 5), 100)
     y = torch.stack([x[0] + 1, x[1] - 16])
     expected = [20 * math.log10(255 / d) for d in (1, 16)]
-    assert metrics.psnr(picture(x), picture(y)).tolist() == pytest.approx(expected)
+    assert metrics.psnr(image(x), image(y)).tolist() == pytest.approx(expected)
 
 
 def test_psnr_sees_what_a_file_would_hold():
-    x = picture(random_pictures(0))
+    x = image(random_images(0))
     assert metrics.psnr(x, x + 0.4 / 127.5).tolist() == [math.inf] * 2
     white = torch.ones(1, 3, 4, 4)
     assert metrics.psnr(white, white + 3).tolist() == [math.inf]
     assert metrics.psnr(white, -white).tolist() == [0]
 
 
-def test_ssim_of_equal_pictures_is_one():
-    x = picture(random_pictures(0))
+def test_ssim_of_equal_images_is_one():
+    x = image(random_images(0))
     assert metrics.ssim(x, x).tolist() == [1, 1]
 
 
-def test_ssim_of_flat_pictures_is_the_luminance_term():
+def test_ssim_of_flat_images_is_the_luminance_term():
     a, b, c1 = 40.0, 90.0, (0.01 * 255) ** 2
-    x, y = picture(torch.full((1, 3, 16, 16), a)), picture(torch.full((1, 3, 16, 16), b))
+    x, y = image(torch.full((1, 3, 16, 16), a)), image(torch.full((1, 3, 16, 16), b))
     expected = (2 * a * b + c1) / (a**2 + b**2 + c1)
     assert metrics.ssim(x, y).tolist() == pytest.approx([expected], rel=1e-6)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_ssim_is_that_of_scipys_gaussian_filter(channels):
-    x, noise = random_pictures(0, channels), random_pictures(1, channels)
+    x, noise = random_images(0, channels), random_images(1, channels)
     y = (0.7 * x + 0.3 * noise).round()
 
     def blur(image):
@@ -68,10 +68,10 @@ def test_ssim_is_that_of_scipys_gaussian_filter(channels):
         c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
         top, bottom = (2 * mean_a * mean_b + c1) * (2 * cov + c2), (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
         expected.append((top / bottom).mean())
-    assert metrics.ssim(picture(x), picture(y)).tolist() == pytest.approx(expected, rel=1e-9)
+    assert metrics.ssim(image(x), image(y)).tolist() == pytest.approx(expected, rel=1e-9)
 
 
-def test_ssim_of_a_picture_smaller_than_its_window():
+def test_ssim_of_an_image_smaller_than_its_window():
     with pytest.raises(ValueError, match="at least 11x11 pixels, not 20x10"):
         metrics.ssim(torch.zeros(1, 3, 10, 20), torch.zeros(1, 3, 10, 20))
 

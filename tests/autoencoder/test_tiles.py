@@ -30,7 +30,7 @@ def test_one_tile_is_exactly_the_whole(vae):
 
 
 @torch.no_grad()
-def test_a_smooth_picture_by_tiles_is_nearly_the_whole():
+def test_a_smooth_image_by_tiles_is_nearly_the_whole():
     """Of a trained VAE: one with random weights takes its group norms' statistics from noise."""
     vae = AutoencoderKL.load(GLYPHS / "vae")
     down, across = torch.meshgrid(torch.linspace(-1, 1, 96), torch.linspace(-1, 1, 128), indexing="ij")

@@ -118,7 +118,7 @@ def test_the_bins_of_a_pixel_share_all_the_mass(mean, std):
     assert (-nats).exp().sum().item() == pytest.approx(1, abs=1e-9)
 
 
-def test_narrow_bins_are_a_density_and_other_pictures_are_refused():
+def test_narrow_bins_are_a_density_and_other_images_are_refused():
     grey = torch.tensor([[0.2]]).double().mul(127.5).add(127.5).round() / 127.5 - 1
     mean = grey + 0.5
     nats = bound.reconstruction_of_bins(grey, mean, 0.3**2)
@@ -143,7 +143,7 @@ def test_drawn_t_estimate_the_sum_without_bias():
     assert sum(found) / len(found) == pytest.approx(wanted, rel=2e-3)
 
 
-def test_pictures_share_the_t_evenly_between_them():
+def test_images_share_the_t_evenly_between_them():
     """The bound of standard normal data, whose L_{t-1} half of the draws follow, needs few of them."""
     schedule = linear(1000)
     exact = 0.5 * (1 - schedule.alpha_bar[1:]).log().diff()

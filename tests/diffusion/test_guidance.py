@@ -26,7 +26,7 @@ def prompts(b, seed):
 x, t = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 500, 999])
 
 
-def test_scale_1_runs_no_null_pass():
+def test_scale_1_runs_no_unconditional_pass():
     network, cond = Network(), prompts(3, 1)
     assert torch.equal(guided(network, cond, prompts(1, 2), 1.0)(x, t), Network()(x, t, cond))
     assert network.batches == [3]
@@ -35,10 +35,10 @@ def test_scale_1_runs_no_null_pass():
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("scale", [0.0, 0.5, 4.0])
 def test_one_batch_equals_the_formula_from_two_calls(scale, rows):
-    network, cond, null = Network(), prompts(3, 1), prompts(rows, 2)
-    got = guided(network, cond, null, scale)(x, t)
+    network, cond, uncond = Network(), prompts(3, 1), prompts(rows, 2)
+    got = guided(network, cond, uncond, scale)(x, t)
     assert network.batches == [6]
-    with_text, without = Network()(x, t, cond), Network()(x, t, null.expand(3))
+    with_text, without = Network()(x, t, cond), Network()(x, t, uncond.expand(3))
     torch.testing.assert_close(got, without + scale * (with_text - without))
 
 
@@ -49,9 +49,9 @@ def test_the_null_comes_first():
         seen.append(cond.tokens)
         return x
 
-    cond, null = prompts(3, 1), prompts(1, 2)
-    guided(network, cond, null, 2.0)(x, t)
-    torch.testing.assert_close(seen[0], torch.cat([null.tokens.expand(3, 5, 8), cond.tokens]))
+    cond, uncond = prompts(3, 1), prompts(1, 2)
+    guided(network, cond, uncond, 2.0)(x, t)
+    torch.testing.assert_close(seen[0], torch.cat([uncond.tokens.expand(3, 5, 8), cond.tokens]))
 
 
 @pytest.mark.parametrize("phi", [0.3, 1.0])
@@ -65,22 +65,22 @@ def test_rescaling_is_stocks_and_restores_the_spread(phi):
 
 
 def test_rescaling_is_of_the_guided_output():
-    cond, null = prompts(3, 1), prompts(1, 2)
+    cond, uncond = prompts(3, 1), prompts(1, 2)
     with_text = Network()(x, t, cond)
-    plain = guided(Network(), cond, null, 3.0)(x, t)
-    got = guided(Network(), cond, null, Guidance(3.0, rescale=0.7))(x, t)
+    plain = guided(Network(), cond, uncond, 3.0)(x, t)
+    got = guided(Network(), cond, uncond, Guidance(3.0, rescale=0.7))(x, t)
     torch.testing.assert_close(got, rescaled(plain, with_text, 0.7))
     assert not torch.allclose(got, plain)
 
 
-def test_outside_of_the_interval_no_null_pass_is_run():
-    network, cond, null = Network(), prompts(3, 1), prompts(1, 2)
-    output = guided(network, cond, null, Guidance(3.0, interval=(0.2, 0.7)))
+def test_outside_of_the_interval_no_unconditional_pass_is_run():
+    network, cond, uncond = Network(), prompts(3, 1), prompts(1, 2)
+    output = guided(network, cond, uncond, Guidance(3.0, interval=(0.2, 0.7)))
     for share, inside in ((0.1, False), (0.2, True), (0.7, True), (0.71, False)):
         network.batches.clear()
         got = output(x, t, share)
         assert network.batches == [6 if inside else 3]
-        expected = guided(Network(), cond, null, 3.0 if inside else 1.0)(x, t)
+        expected = guided(Network(), cond, uncond, 3.0 if inside else 1.0)(x, t)
         assert torch.equal(got, expected)
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention import FeedForward as StockFeedForward
-from diffusers.models.attention_processor import Attention as StockAttention
+from diffusers.models.attention import FeedForward as DiffusersFeedForward
+from diffusers.models.attention_processor import Attention as DiffusersAttention
 from diffusers.models.downsampling import Downsample2D
-from diffusers.models.embeddings import TimestepEmbedding as StockTimestepEmbedding
+from diffusers.models.embeddings import TimestepEmbedding as DiffusersTimestepEmbedding
 from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -25,13 +25,13 @@ from t2i.nn.embeddings import TimestepEmbedding, sinusoid
 from t2i.nn.resnet import Downsample, ResnetBlock, Upsample
 
 
-def same_weights(ours, stock):
+def same_weights(ours, reference):
     """Both networks with one set of random weights; a name or shape that differs is an error."""
     rng = torch.Generator().manual_seed(0)
     state = {key: value + 0.1 * torch.randn(value.shape, generator=rng) for key, value in ours.state_dict().items()}
     ours.load_state_dict(state)
-    stock.load_state_dict(state)
-    return ours.eval(), stock.eval()
+    reference.load_state_dict(state)
+    return ours.eval(), reference.eval()
 
 
 def assert_same(ours, reference):
@@ -44,7 +44,7 @@ def assert_same(ours, reference):
 @pytest.mark.parametrize("time_dim", [None, 12])
 @pytest.mark.parametrize("output_scale", [1.0, 2.0])
 def test_resnet_block(out_channels, time_dim, output_scale):
-    ours, stock = same_weights(
+    ours, reference = same_weights(
         ResnetBlock(16, out_channels, time_dim=time_dim, groups=4, eps=1e-5, output_scale=output_scale),
         ResnetBlock2D(
             in_channels=16,
@@ -56,7 +56,7 @@ def test_resnet_block(out_channels, time_dim, output_scale):
         ),
     )
     x, temb = torch.randn(2, 16, 6, 10), None if time_dim is None else torch.randn(2, time_dim)
-    assert_same(ours(x, temb), stock(x, temb))
+    assert_same(ours(x, temb), reference(x, temb))
 
 
 def test_resnet_block_dropout_acts_in_training_only():
@@ -69,52 +69,54 @@ def test_resnet_block_dropout_acts_in_training_only():
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("size", [(8, 12), (7, 9)])
 def test_downsample(padding, size):
-    ours, stock = same_weights(
+    ours, reference = same_weights(
         Downsample(8, padding=padding), Downsample2D(8, use_conv=True, padding=padding, name="op")
     )
     x = torch.randn(2, 8, *size)
-    assert_same(ours(x), stock(x))
+    assert_same(ours(x), reference(x))
 
 
 @pytest.mark.parametrize("size", [None, (9, 11)])
 def test_upsample(size):
-    ours, stock = same_weights(Upsample(8), Upsample2D(8, use_conv=True))
+    ours, reference = same_weights(Upsample(8), Upsample2D(8, use_conv=True))
     x = torch.randn(2, 8, 5, 6)
-    assert_same(ours(x, size), stock(x, size))
+    assert_same(ours(x, size), reference(x, size))
 
 
 @pytest.mark.parametrize(("context_dim", "bias"), [(None, False), (7, True)])
 def test_attention(context_dim, bias):
-    ours, stock = same_weights(
-        Attention(24, context_dim, 3, 16, bias=bias), StockAttention(24, context_dim, 3, dim_head=16, bias=bias)
+    ours, reference = same_weights(
+        Attention(24, context_dim, 3, 16, bias=bias), DiffusersAttention(24, context_dim, 3, dim_head=16, bias=bias)
     )
     x, context = torch.randn(2, 10, 24), None if context_dim is None else torch.randn(2, 5, context_dim)
-    assert_same(ours(x, context), stock(x, context))
+    assert_same(ours(x, context), reference(x, context))
 
 
 def test_pixel_attention():
-    ours, stock = same_weights(
+    ours, reference = same_weights(
         PixelAttention(16, groups=4, eps=1e-6),
-        StockAttention(16, heads=1, dim_head=16, norm_num_groups=4, eps=1e-6, bias=True, residual_connection=True),
+        DiffusersAttention(16, heads=1, dim_head=16, norm_num_groups=4, eps=1e-6, bias=True, residual_connection=True),
     )
     x = torch.randn(2, 16, 4, 6)
-    assert_same(ours(x), stock(x))
+    assert_same(ours(x), reference(x))
 
 
 def test_feed_forward():
-    ours, stock = same_weights(FeedForward(12), StockFeedForward(12, activation_fn="geglu"))
+    ours, reference = same_weights(FeedForward(12), DiffusersFeedForward(12, activation_fn="geglu"))
     x = torch.randn(2, 5, 12)
-    assert_same(ours(x), stock(x))
+    assert_same(ours(x), reference(x))
 
 
 def test_transformer_block_with_and_without_mask():
-    ours, stock = same_weights(
+    ours, reference = same_weights(
         TransformerBlock(32, 2, 16, context_dim=7), BasicTransformerBlock(32, 2, 16, cross_attention_dim=7)
     )
     x, context, mask = torch.randn(2, 10, 32), torch.randn(2, 5, 7), torch.arange(5) < torch.tensor([[5], [2]])
-    assert_same(ours(x, context), stock(x, encoder_hidden_states=context))
-    stock_mask = ~mask[:, None] * -1e9
-    assert_same(ours(x, context, mask), stock(x, encoder_hidden_states=context, encoder_attention_mask=stock_mask))
+    assert_same(ours(x, context), reference(x, encoder_hidden_states=context))
+    reference_mask = ~mask[:, None] * -1e9
+    assert_same(
+        ours(x, context, mask), reference(x, encoder_hidden_states=context, encoder_attention_mask=reference_mask)
+    )
 
 
 def test_masked_tokens_are_as_if_absent():
@@ -126,7 +128,7 @@ def test_masked_tokens_are_as_if_absent():
 @pytest.mark.parametrize("linear", [False, True])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_spatial_transformer(linear, layout):
-    ours, stock = same_weights(
+    ours, reference = same_weights(
         SpatialTransformer(24, 2, 16, context_dim=7, depth=2, groups=4, linear=linear),
         Transformer2DModel(
             2,
@@ -139,7 +141,7 @@ def test_spatial_transformer(linear, layout):
         ),
     )
     x, context = torch.randn(2, 24, 4, 6).to(memory_format=layout), torch.randn(2, 5, 7)
-    assert_same(ours(x, context), stock(x, context).sample)
+    assert_same(ours(x, context), reference(x, context).sample)
 
 
 def test_tokens_are_pixels_row_by_row_and_a_view_of_channels_last():
@@ -155,8 +157,8 @@ def test_tokens_are_pixels_row_by_row_and_a_view_of_channels_last():
 @pytest.mark.parametrize("shift", [0, 1])
 def test_sinusoid(dim, flip, shift):
     t = torch.tensor([0, 1, 500, 999])
-    stock = get_timestep_embedding(t, dim, flip_sin_to_cos=flip, downscale_freq_shift=shift)
-    assert torch.equal(sinusoid(t, dim, flip, shift), stock)
+    reference = get_timestep_embedding(t, dim, flip_sin_to_cos=flip, downscale_freq_shift=shift)
+    assert torch.equal(sinusoid(t, dim, flip, shift), reference)
 
 
 def test_sinusoid_is_float32_and_takes_real_times():
@@ -168,9 +170,9 @@ def test_sinusoid_is_float32_and_takes_real_times():
 
 
 def test_timestep_embedding():
-    ours, stock = same_weights(TimestepEmbedding(8, 12), StockTimestepEmbedding(8, 12))
+    ours, reference = same_weights(TimestepEmbedding(8, 12), DiffusersTimestepEmbedding(8, 12))
     x = torch.randn(3, 8)
-    assert_same(ours(x), stock(x))
+    assert_same(ours(x), reference(x))
 
 
 @pytest.mark.parametrize("autocast", [False, True])

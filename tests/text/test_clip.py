@@ -1,4 +1,4 @@
-"""The CLIP text encoder against stock transformers, and its folders."""
+"""The CLIP text encoder against transformers, and its folders."""
 
 import json
 from typing import cast
@@ -24,7 +24,7 @@ def same(a, b):
     assert torch.equal(a.tokens, b.tokens) and torch.equal(a.mask, b.mask) and torch.equal(a.pooled, b.pooled)
 
 
-def test_states_are_those_of_stock_clip(tmp_path):
+def test_states_are_those_of_transformers_clip(tmp_path):
     own = saved(tmp_path)
     encoded = own(PROMPTS)
     ids = own.tokenizer(PROMPTS, padding="max_length", max_length=16, return_tensors="pt").input_ids
@@ -34,9 +34,9 @@ def test_states_are_those_of_stock_clip(tmp_path):
             (CLIPTextModel, "last_hidden_state", encoded.conditioning.tokens),
             (CLIPTextModelWithProjection, "text_embeds", encoded.conditioning.pooled),
         ):
-            stock, loading = cast(tuple, kind.from_pretrained(folder, output_loading_info=True))
+            reference, loading = cast(tuple, kind.from_pretrained(folder, output_loading_info=True))
             assert not loading["missing_keys"]
-            torch.testing.assert_close(stock(ids)[output], found)
+            torch.testing.assert_close(reference(ids)[output], found)
     assert not loading["unexpected_keys"]  # of the one with the projection
     assert encoded.conditioning.tokens.shape == (3, own.max_tokens, own.width) == (3, 16, 32)
     assert encoded.truncated == ["", "", ""]
@@ -76,8 +76,8 @@ def test_a_whole_clip_gives_its_text_tower(tmp_path):
     found = load_text_encoder(tmp_path)
     ids = own.tokenizer(PROMPTS, padding="max_length", max_length=16, return_tensors="pt").input_ids
     with torch.no_grad():
-        stock = clip.eval().get_text_features(ids)
-    torch.testing.assert_close(found(PROMPTS).conditioning.pooled, getattr(stock, "pooler_output", stock))
+        reference = clip.eval().get_text_features(ids)
+    torch.testing.assert_close(found(PROMPTS).conditioning.pooled, getattr(reference, "pooler_output", reference))
     images = [k for k in clip.state_dict() if k.startswith(("vision_model.", "visual_projection.", "logit_scale"))]
     assert sum(found.ignored.values()) >= len(images) > 0
 
@@ -87,10 +87,10 @@ def test_layer_read_is_that_hidden_state_after_the_final_norm(tmp_path, layer):
     own = saved(tmp_path)
     read = load_text_encoder(tmp_path, layer=layer)
     ids = own.tokenizer(PROMPTS, padding="max_length", max_length=16, return_tensors="pt").input_ids
-    stock = CLIPTextModel.from_pretrained(tmp_path / "text_encoder")
+    reference = CLIPTextModel.from_pretrained(tmp_path / "text_encoder")
     with torch.no_grad():
-        hidden = stock(ids, output_hidden_states=True).hidden_states[layer]
-        norm = stock.get_submodule("final_layer_norm")
+        hidden = reference(ids, output_hidden_states=True).hidden_states[layer]
+        norm = reference.get_submodule("final_layer_norm")
         torch.testing.assert_close(read(PROMPTS).conditioning.tokens, norm(hidden))
     read.save(tmp_path / "again")
     again = load_text_encoder(tmp_path / "again")
@@ -227,15 +227,15 @@ def test_stable_diffusion_2_s_tower_of_23_layers(tmp_path, act, prefix):
     path = tmp_path / "text_encoder" / "config.json"
     config = json.loads(path.read_text()) | {"num_hidden_layers": 23, "hidden_act": act, "projection_dim": 512}
     torch.manual_seed(1)
-    stock = CLIPTextModel(CLIPTextConfig(**config)).eval()
+    reference = CLIPTextModel(CLIPTextConfig(**config)).eval()
     path.write_text(json.dumps(config | {"architectures": ["CLIPTextModel"]}))
-    rewrite(tmp_path, lambda _: {prefix + k.removeprefix("text_model."): v for k, v in stock.state_dict().items()})
+    rewrite(tmp_path, lambda _: {prefix + k.removeprefix("text_model."): v for k, v in reference.state_dict().items()})
     found = load_text_encoder(f"clip:{tmp_path}")
     ids = own.tokenizer(PROMPTS, padding="max_length", max_length=16, return_tensors="pt").input_ids
     with torch.no_grad():
-        wanted = stock(ids, output_hidden_states=True)
+        wanted = reference(ids, output_hidden_states=True)
     torch.testing.assert_close(found(PROMPTS).conditioning.tokens, wanted.last_hidden_state)
-    norm = stock.get_submodule("final_layer_norm")
+    norm = reference.get_submodule("final_layer_norm")
     with torch.no_grad():
         penultimate = norm(wanted.hidden_states[-2])
     torch.testing.assert_close(found.with_clip_skip(2)(PROMPTS).conditioning.tokens, penultimate)

@@ -1,4 +1,4 @@
-"""Controls: what each may know of a caption, their folders, and stock readers of them."""
+"""Controls: what each may know of a caption, their folders, and transformers reading them."""
 
 from pathlib import Path
 
@@ -45,10 +45,10 @@ def test_null_gives_every_caption_the_null(tmp_path):
         assert states[0].std(0).min() > 0.1  # positions differ: a projector that standardises them stays finite
         weighted = encode_prompts(encoder, ["(red:1.2) anvil"], syntax="a1111", chunks=False, min_chunks=1)
         assert weighted.conditioning.mask[0].equal(mask[0])
-    stock = CLIPTextModel.from_pretrained(tmp_path / "text_encoder")
+    reference = CLIPTextModel.from_pretrained(tmp_path / "text_encoder")
     words = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")
     ids = words(PROMPTS, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    torch.testing.assert_close(stock(ids).last_hidden_state, tokens(null, PROMPTS))
+    torch.testing.assert_close(reference(ids).last_hidden_state, tokens(null, PROMPTS))
 
 
 def test_bag_knows_words_and_places_but_no_context(tmp_path):
@@ -63,10 +63,10 @@ def test_bag_knows_words_and_places_but_no_context(tmp_path):
     ids = bag.tokenizer("red blue").input_ids
     torch.testing.assert_close(a[1], torch.nn.functional.layer_norm(table[ids[1]] + places[1], (32,)))
     same(again(bag, tmp_path / "bag"), bag, PROMPTS)
-    stock = CLIPTextModel.from_pretrained(tmp_path / "bag" / "text_encoder")
+    reference = CLIPTextModel.from_pretrained(tmp_path / "bag" / "text_encoder")
     words = CLIPTokenizer.from_pretrained(tmp_path / "bag" / "tokenizer")
     ids = words(PROMPTS, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    torch.testing.assert_close(stock(ids).last_hidden_state, tokens(bag, PROMPTS))
+    torch.testing.assert_close(reference(ids).last_hidden_state, tokens(bag, PROMPTS))
     assert bag.with_clip_skip(1) is bag
     with pytest.raises(ValueError, match="clip skip = 2: the text encoder has 0 layers"):
         bag.with_clip_skip(2)
@@ -140,7 +140,7 @@ def test_oracle_refuses_what_it_cannot_know(tmp_path):
         load_text_encoder(tmp_path, layer=-2)
 
 
-def test_t5_with_the_tokenizer_of_clip_is_read_by_stock_classes(tmp_path):
+def test_t5_with_the_tokenizer_of_clip_is_read_by_transformers(tmp_path):
     words = tiny.tokenizer()
     config = tiny.t5().config
     config.vocab_size = len(words) + 4
@@ -150,8 +150,8 @@ def test_t5_with_the_tokenizer_of_clip_is_read_by_stock_classes(tmp_path):
     batch = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")(
         PROMPTS, padding="max_length", truncation=True, return_tensors="pt"
     )
-    stock = T5EncoderModel.from_pretrained(tmp_path / "text_encoder")
-    torch.testing.assert_close(stock(**batch).last_hidden_state, tokens(made, PROMPTS))
+    reference = T5EncoderModel.from_pretrained(tmp_path / "text_encoder")
+    torch.testing.assert_close(reference(**batch).last_hidden_state, tokens(made, PROMPTS))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def embedding(folder, n=3, width=32, key="<cat>", name="learned_embeds.safetenso
     return folder / name, vectors
 
 
-def stock(folder) -> StableDiffusionPipeline:
+def reference(folder) -> StableDiffusionPipeline:
     sizes: dict[str, Any] = {"block_out_channels": (8,), "norm_num_groups": 8, "layers_per_block": 1}
     unet = UNet2DConditionModel(
         down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), mid_block_type=None, **sizes
@@ -33,22 +33,22 @@ def stock(folder) -> StableDiffusionPipeline:
     return StableDiffusionPipeline(*parts, tokenizer, unet, DDIMScheduler(), none, none, none)
 
 
-def stock_states(pipeline, prompt):
+def reference_states(pipeline, prompt):
     with torch.no_grad():
         return pipeline.encode_prompt([prompt], "cpu", 1, False)[0]
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_states_are_those_of_the_stock_loader(tmp_path, n):
+def test_states_are_those_of_the_diffusers_loader(tmp_path, n):
     own = saved(tmp_path)
     file, _ = embedding(tmp_path, n)
     before = file.read_bytes(), (tmp_path / "tokenizer" / "tokenizer.json").read_bytes()
-    pipeline = stock(tmp_path)
+    pipeline = reference(tmp_path)
     pipeline.load_textual_inversion(file, token="<cat>")
     plain, mark = own([CAPTIONS[0]]).conditioning.tokens, own.fingerprint()
     report = add_embedding(own, file)
     assert report.startswith(f"<cat>: {n} vector") and "width 32" in report and str(file) in report
-    torch.testing.assert_close(own([PROMPT]).conditioning.tokens, stock_states(pipeline, PROMPT), rtol=0, atol=1e-6)
+    torch.testing.assert_close(own([PROMPT]).conditioning.tokens, reference_states(pipeline, PROMPT), rtol=0, atol=1e-6)
     assert torch.equal(own([CAPTIONS[0]]).conditioning.tokens, plain)
     assert own.fingerprint() != mark
     assert (file.read_bytes(), (tmp_path / "tokenizer" / "tokenizer.json").read_bytes()) == before
@@ -72,7 +72,7 @@ def test_the_vectors_stand_in_a_row_where_the_word_stood(tmp_path):
     assert torch.equal(own.embeddings()[first : first + 3], vectors)
 
 
-def test_a_folder_saved_with_the_word_knows_it_here_and_in_stock_readers(tmp_path):
+def test_a_folder_saved_with_the_word_knows_it_here_and_in_diffusers(tmp_path):
     own = encoder()
     add_embedding(own, embedding(tmp_path)[0])
     own.save(tmp_path / "new")
@@ -80,7 +80,7 @@ def test_a_folder_saved_with_the_word_knows_it_here_and_in_stock_readers(tmp_pat
     assert torch.equal(again([PROMPT]).conditioning.tokens, own([PROMPT]).conditioning.tokens)
     assert again.fingerprint() == own.fingerprint()
     torch.testing.assert_close(
-        stock_states(stock(tmp_path / "new"), PROMPT), own([PROMPT]).conditioning.tokens, rtol=0, atol=1e-6
+        reference_states(reference(tmp_path / "new"), PROMPT), own([PROMPT]).conditioning.tokens, rtol=0, atol=1e-6
     )
 
 
@@ -120,10 +120,10 @@ def test_a_t5_learns_a_word_too_and_its_spare_rows_come_first(tmp_path):
     own.save(tmp_path / "new")
     again = load_text_encoder(tmp_path / "new")
     assert torch.equal(again([PROMPT]).conditioning.tokens, own([PROMPT]).conditioning.tokens)
-    stock_t5 = T5EncoderModel.from_pretrained(tmp_path / "new" / "text_encoder")
+    reference_t5 = T5EncoderModel.from_pretrained(tmp_path / "new" / "text_encoder")
     ids = own.tokenizer("red <cat> <cat>_1 <cat>_2", padding="max_length", max_length=32, return_tensors="pt").input_ids
     with torch.no_grad():
-        torch.testing.assert_close(stock_t5(ids).last_hidden_state, own(["red <cat>"]).conditioning.tokens)
+        torch.testing.assert_close(reference_t5(ids).last_hidden_state, own(["red <cat>"]).conditioning.tokens)
 
 
 def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):

@@ -1,4 +1,4 @@
-"""The T5 text encoder against stock transformers and the stock pipeline, and its folders."""
+"""The T5 text encoder against transformers and diffusers' pipeline, and its folders."""
 
 import json
 from typing import Any, cast
@@ -18,10 +18,10 @@ PROMPTS = [CAPTIONS[0], "", CAPTIONS[-1]]
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("act", ["relu", "gated-gelu"])
-def test_states_are_those_of_the_stock_pipeline(tmp_path, masked, act):
+def test_states_are_those_of_the_diffusers_pipeline(tmp_path, masked, act):
     own = t5(use_attention_mask=masked, act=act)
     own.save(tmp_path)
-    stock, loading = cast(Any, T5EncoderModel.from_pretrained(tmp_path / "text_encoder", output_loading_info=True))
+    reference, loading = cast(Any, T5EncoderModel.from_pretrained(tmp_path / "text_encoder", output_loading_info=True))
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
     assert tokenizer.model_max_length == 32
@@ -31,7 +31,7 @@ def test_states_are_those_of_the_stock_pipeline(tmp_path, masked, act):
     )
     pipeline = StableDiffusionPipeline(
         AutoencoderKL(**sizes),
-        stock,
+        reference,
         tokenizer,
         unet,
         DDIMScheduler(),

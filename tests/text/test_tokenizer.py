@@ -81,6 +81,6 @@ def test_what_does_not_fit_is_reported_in_the_prompt_s_own_words():
 def test_ids_are_those_of_the_library_s_own_padding_and_truncation(text):
     words = tokenizer(8)
     own = tokenize(words, [text, "anvil"], 8)
-    stock = words([text, "anvil"], padding="max_length", truncation=True, max_length=8, return_tensors="pt")
-    assert own.ids.equal(stock.input_ids)
-    assert own.mask.equal(stock.attention_mask.bool())
+    reference = words([text, "anvil"], padding="max_length", truncation=True, max_length=8, return_tensors="pt")
+    assert own.ids.equal(reference.input_ids)
+    assert own.mask.equal(reference.attention_mask.bool())
