@@ -1,4 +1,4 @@
-"""`t2i evaluate -m MODEL --reference PICTURES -o DIR`: distances, scores and bounds, with intervals and anchors."""
+"""`t2i evaluate -m MODEL --reference IMAGES -o DIR`: distances, scores and bounds, with intervals and baselines."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from t2i.cli.generate_options import SHIPPED, check_dtype, parse_size
+from t2i.errors import ConfigError
 
 Option = typer.Option
 
@@ -13,54 +14,61 @@ Option = typer.Option
 def evaluate(
     reference: Annotated[
         Path,
-        Option(help="captioned pictures, a folder or FILE.parquet; or statistics of features, FILE.npz (fd alone)"),
+        Option(help="captioned images, a folder or FILE.parquet; or statistics of features, FILE.npz (for fd only)"),
     ],
     out: Annotated[
-        Path, Option("-o", "--out", help="folder of the numbers, the page and what a next run goes on from")
+        Path, Option("-o", "--out", help="folder for numbers, the page and the cache that an interrupted run resumes")
     ],
     model: Annotated[
         Path | None,
         Option(
             "-m",
             "--model",
-            help=f"a folder, a single file, a hub name, or a folder of pictures; by default the shipped {SHIPPED}",
+            help=f"a model's folder, a single file, a hub name, or a folder of images; default: the shipped {SHIPPED}",
         ),
     ] = None,
-    n: Annotated[
-        int | None, Option("--n", min=2, help="pictures at each guidance; by default one for each caption")
-    ] = None,
+    n: Annotated[int | None, Option("--n", min=2, help="images at each guidance; default: one a caption")] = None,
     cfg: Annotated[
-        str | None, Option(metavar="A,B,..", help="guidances, all on the same noise; by default the model's own")
+        str | None, Option(metavar="A,B,..", help="guidances, all on the same noise; default: the model's")
     ] = None,
-    metrics: Annotated[str, Option(help="of fd, kid, prdc, cmmd, clip, skills, vlb")] = "fd,kid,prdc",
+    metrics: Annotated[str, Option(help="some of fd, kid, prdc, cmmd, clip, skills, vlb")] = "fd,kid,prdc",
     features: Annotated[
         str | None,
         Option(
             help="inception:FILE (FID), dinov2:ID, clip:ID, openclip:ARCH/PRETRAINED, local:DIR, vae-latent; "
-            "by default the shipped local:checkpoints/features"
+            "default: the shipped local:checkpoints/features"
         ),
     ] = None,
     judge: Annotated[
         str | None,
-        Option(help="of the metric clip: clip:ID, openclip:ARCH/PRETRAINED, local:IMAGE+TEXT; by default the shipped"),
+        Option(help="for the metric clip: clip:ID, openclip:ARCH/PRETRAINED, local:IMAGE+TEXT; default: the shipped"),
     ] = None,
-    solver: Annotated[str | None, Option(help="ddim, dpm++2m, euler-a, ...; by default the model's")] = None,
-    steps: Annotated[int | None, Option(help="by default the model's")] = None,
-    seed: Annotated[int, Option(min=0, help="picture i is drawn from the noise of seed + i")] = 0,
-    size: Annotated[str | None, Option(metavar="WxH", help="by default what the model was trained at")] = None,
+    variance: Annotated[
+        bool,
+        Option(
+            "--variance",
+            help="also compare sigma^2 = beta, beta tilde and 0 in Algorithm 2, and DDIM, at the first guidance",
+        ),
+    ] = False,
+    solver: Annotated[str | None, Option(help="ddim, dpm++2m, euler-a, ...; default: the model's")] = None,
+    steps: Annotated[
+        int | None, Option(help="default: the model's; for --variance all of the model's, often 1000")
+    ] = None,
+    seed: Annotated[int, Option(min=0, help="seed of the first image; image k uses seed + k")] = 0,
+    size: Annotated[str | None, Option(metavar="WxH", help="default: the size that the model was trained at")] = None,
     prompts: Annotated[
-        Path | None, Option(metavar="FILE", help="one prompt a line; by default the reference's captions")
+        Path | None, Option(metavar="FILE", help="one prompt a line; default: the reference's captions")
     ] = None,
-    caption_column: Annotated[str, Option(help="of the reference")] = "text",
-    image_column: Annotated[str, Option(help="of a reference in parquet")] = "image",
+    caption_column: Annotated[str, Option(help="column of captions in the reference")] = "text",
+    image_column: Annotated[str, Option(help="column of images in a parquet reference")] = "image",
     anchors: Annotated[
-        bool, Option(help="measure real halves, the autoencoder's floor, shuffled captions and noise too")
+        bool, Option(help="also measure halves of the reference, reconstructions, noise and shuffled captions")
     ] = True,
-    batch_size: Annotated[int, Option(min=1, help="pictures at a time")] = 32,
-    device: Annotated[str | None, Option(help="cpu, cuda, cuda:1, ...; by default cuda where there is one")] = None,
-    dtype: Annotated[str | None, Option(help="of the model: fp32, bf16 or fp16; by default fp32")] = None,
+    batch_size: Annotated[int, Option(min=1, help="images in a batch")] = 32,
+    device: Annotated[str | None, Option(help="cpu, cuda, cuda:1, ...; default: cuda if available")] = None,
+    dtype: Annotated[str | None, Option(help="the model's: fp32, bf16 or fp16; default: fp32")] = None,
 ) -> None:
-    """Measure a model against reference pictures. The same command goes on from where it was interrupted.
+    """Measure a model against reference images. The same command resumes an interrupted run.
 
     Under torchrun or `accelerate launch` the ranks share the work; the numbers are the same.
     """
@@ -87,6 +95,7 @@ def evaluate(
             caption_column=caption_column,
             image_column=image_column,
             anchors=anchors,
+            variance=variance,
             batch_size=batch_size,
             device=device,
             dtype=check_dtype(dtype) or "float32",
@@ -95,9 +104,8 @@ def evaluate(
 
 
 def parse_guidances(text: str) -> tuple[float, ...]:
-    """The numbers of "1,1.5,2", each once."""
+    """Parses "1,1.5,2" as numbers, each once."""
     try:
-        found = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+        return tuple(dict.fromkeys(float(part) for part in text.split(",")))
     except ValueError:
-        raise ValueError(f"--cfg = {text!r} is not numbers with commas between, for example 1,1.5,2,4") from None
-    return found
+        raise ConfigError("cfg", "give numbers separated by commas, for example 1,1.5,2,4", text) from None

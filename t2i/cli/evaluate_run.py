@@ -1,4 +1,4 @@
-"""`t2i evaluate` carried out: everything opened and checked, then the stages, then what is left in the folder."""
+"""Carries out `t2i evaluate`: opens and checks everything, runs the engine, writes the output folder."""
 
 import shlex
 import sys
@@ -14,17 +14,18 @@ import typer
 
 from t2i.cli.generate_options import SHIPPED, find_model, read_prompts, say
 from t2i.data.transforms import to_float, to_pixels
-from t2i.evaluation.clip_score import Judge, open_judge
-from t2i.evaluation.contestants import Finished, Model, Sampling, is_finished, native_sizes
-from t2i.evaluation.evaluate import Evaluation
-from t2i.evaluation.features import Features, open_features
-from t2i.evaluation.figures import shown
+from t2i.errors import ConfigError
+from t2i.evaluation.clip_score import open_judge
+from t2i.evaluation.evaluate import evaluate, image_tasks
+from t2i.evaluation.evaluation import Evaluation, choose_prompts
+from t2i.evaluation.features import open_features
+from t2i.evaluation.figures import debiased
 from t2i.evaluation.frechet import Reference
-from t2i.evaluation.measures import OF_FEATURES, PARTS, local_name, metrics_of
-from t2i.evaluation.reference import ReferencePictures, open_reference
+from t2i.evaluation.generated import ModelSamples, Sampling, SavedSamples, is_saved, native_sizes
+from t2i.evaluation.measures import FEATURE_METRICS, PARTS, local_name, metrics_of
+from t2i.evaluation.reference import ReferenceImages, open_reference
 from t2i.evaluation.report import Page, write
 from t2i.evaluation.rows import Row, read_rows
-from t2i.evaluation.setting import SHOWN, choose_prompts
 from t2i.evaluation.store import Store
 from t2i.files import read_json
 from t2i.pipeline import Pipeline
@@ -34,14 +35,14 @@ from t2i.training.distributed import process_state
 
 FLAGS = {"num_inference_steps": "--steps", "guidance_scale": "--cfg", "height = ": "--size: height = "}
 FLAGS |= {"width = ": "--size: width = ", "give height": "give --size", "give width": "give --size"}
-SAID = (*OF_FEATURES, *PARTS, "clip_score", "skill_binding", "caption_info")  # on the terminal
+PRINTED = (*FEATURE_METRICS, *PARTS, "clip_score", "skill_binding", "caption_info")
 FEATURES = Path("checkpoints/features")
-SHOWN_SIDE = 128  # about how wide a small picture is on the page
+SHOWN_SIDE = 128  # pixels: small images are enlarged to about this width on the page
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What is asked for; None: by default."""
+    """The options of `t2i evaluate`; None: the default."""
 
     model: Path | None
     reference: Path
@@ -59,13 +60,14 @@ class Command:
     caption_column: str
     image_column: str
     anchors: bool
+    variance: bool
     batch_size: int
     device: str | None
     dtype: str
 
 
 def run(command: Command) -> None:
-    """Evaluate, and write what came out."""
+    """Evaluates, and writes the results."""
     quiet = not process_state().is_main_process
     notes: list[str] = []
     with warnings.catch_warnings(), _as_flags():
@@ -78,193 +80,203 @@ def run(command: Command) -> None:
                     say(str(message))
 
         warnings.showwarning = show
-        evaluation, origins = prepare(command, quiet)
+        subject, evaluation, origins = prepare(command, quiet)
         evaluation.notes = notes
-        evaluation.check()
-        gone = _check_folder(command.out, evaluation)
-        if gone and not quiet:
-            say(f"{command.out}: its numbers of {', '.join(gone)} are replaced; another folder (-o) would keep them")
-        if isinstance(evaluation.contestant, Model) and not quiet:
-            one = evaluation.contestant
-            many, asked = sum(task.count for task in evaluation.drawing()), len(one.prompts) * len(one.guidances)
-            calls = one.evaluations * many // asked
-            say(f"{many} pictures, {calls} evaluations of the U-Net where nothing is there already")
+        evaluation.check(subject)
+        if (lost := _check_folder(command.out, subject, evaluation)) and not quiet:
+            say(f"{command.out}: its numbers of {', '.join(lost)} are replaced; another folder (-o) would keep them")
+        if isinstance(subject, ModelSamples) and not quiet:
+            count = sum(task.count for task in image_tasks(subject, evaluation))
+            calls = subject.evaluations * count // (len(subject.prompts) * len(subject.guidances))
+            say(f"{count} images, {calls} evaluations of the U-Net unless they are stored already")
         try:
-            rows = evaluation.run(quiet)
+            rows = evaluate(subject, evaluation, quiet)
         except KeyboardInterrupt:
             if not quiet:
-                say(f"interrupted; what is finished is in {evaluation.store.folder}: the same command goes on")
+                say(f"interrupted; finished parts are in {evaluation.store.folder}: the same command resumes")
             raise
         if rows is None:
             return
-        names = write(rows, command.out, page(command, evaluation, origins))
+        names = write(rows, command.out, page(command, subject, evaluation, origins))
     for row in rows:
-        if "anchor" not in row.extra and row.metric in SAID:
+        if "anchor" not in row.extra and row.metric in PRINTED:
             typer.echo(line(row))
     typer.echo(f"{command.out}: {', '.join(names)}")
 
 
 def line(row: Row) -> str:
-    """A row for the terminal."""
-    g = row.protocol.guidance
-    found = f"{row.label}  " + ("" if g is None else f"cfg {g:g}  ")
-    found += f"{row.extra['variance']}  " if "variance" in row.extra else ""
-    found += f"{row.value:.4f}" + ("" if row.se is None else f" ± {row.se:.4f}")
-    return found + ("" if row.value_inf is None else f"  (FD∞ {shown(row):.4f})")
+    """Formats a row for the terminal."""
+    guidance = row.protocol.guidance
+    parts = [row.label, "" if guidance is None else f"cfg {guidance:g}", str(row.extra.get("variance", ""))]
+    value = f"{row.value:.4f}" + ("" if row.se is None else f" ± {row.se:.4f}")
+    limit = "" if row.value_inf is None else f"(FD∞ {debiased(row):.4f})"
+    return "  ".join(part for part in (*parts, value, limit) if part)
 
 
-def prepare(command: Command, quiet: bool) -> tuple[Evaluation, list[int] | None]:
-    """Everything opened; and which of the reference's pictures each prompt belongs to."""
+def prepare(command: Command, quiet: bool) -> tuple[ModelSamples | SavedSamples, Evaluation, list[int] | None]:
+    """Opens everything; also returns the index of each prompt's reference image if prompts are its captions."""
     device = command.device or str(process_state().device)
     place = find_model(command.model)
-    if is_finished(place):
-        contestant, pipeline = _finished(command, place), None
+    vae = None
+    if is_saved(place):
+        subject = _saved_samples(command, place)
     else:
-        pipeline = Pipeline.from_pretrained(place)
-        for said in pipeline.report if not quiet else ():
-            say(f"model: {said}")
         sampling = Sampling(
             command.guidances, command.solver, command.steps, command.seed, command.size, command.batch_size
         )
-        name = place.resolve().name if place.exists() else str(place)
-        contestant = Model(pipeline, name, sampling, command.dtype)
-        pipeline.to(device, getattr(torch, command.dtype))
-    reference = _reference(command, contestant, quiet)
+        subject = open_subject(place, sampling, command.dtype, device, quiet)
+        vae = subject.pipeline.autoencoder
+    with progress("reading the reference:", 1, quiet=quiet) as report:
+        reference = open_reference(command.reference, subject.size, command.caption_column, command.image_column)
+        report(1)
     origins = None
-    if isinstance(contestant, Model):
+    if isinstance(subject, ModelSamples):
         prompts, origins = _prompts(command, reference)
-        contestant.ask(prompts)
-    features = _features(command, pipeline, contestant.size, device)
-    judge = _judge(command, device)
-    name = command.reference.resolve().name
-    store = Store(command.out / "cache")
+        subject.set_prompts(prompts)
+    if command.features is not None and not set(command.metrics) & set(FEATURE_METRICS):
+        warnings.warn(f"--features has no effect on --metrics {','.join(command.metrics)}", stacklevel=2)
+    features = open_features(command.features or f"local:{_shipped(FEATURES, 'features')}", vae, subject.size)
+    features.name = local_name(features.name)
+    judge = None
+    if "clip" in command.metrics:
+        judge = open_judge(command.judge or f"local:{_shipped(FEATURES, 'judge')}+{_shipped(SHIPPED, 'judge')}")
+        judge.name = local_name(judge.name)
+        judge.to(device)
+    elif command.judge is not None:
+        raise ConfigError("judge", "has no effect without the metric clip: add it to --metrics", command.judge)
     evaluation = Evaluation(
-        contestant, reference, name, command.metrics, features, judge, store, command.batch_size, command.anchors
+        reference,
+        command.metrics,
+        features.to(device),
+        judge,
+        Store(command.out / "cache"),
+        command.batch_size,
+        baselines=command.anchors,
+        shuffled=command.anchors,
+        variance=command.variance,
     )
-    return evaluation, origins
+    return subject, evaluation, origins
 
 
-def _finished(command: Command, place: Path) -> Finished:
-    given = {"--cfg": command.guidances, "--solver": command.solver, "--steps": command.steps, "--size": command.size}
-    given |= {"--prompts": command.prompts, "--seed": command.seed or None}
-    if strange := [flag for flag, value in given.items() if value is not None]:
-        raise ValueError(f"{place} holds pictures, which are drawn already: {', '.join(strange)} means nothing here")
-    found = Finished(place, command.n)
+def open_subject(place: Path, sampling: Sampling, dtype: str, device: str | None, quiet: bool = False) -> ModelSamples:
+    """Opens a model, on a device and in a dtype."""
+    pipeline = Pipeline.from_pretrained(place)
+    for text in pipeline.report if not quiet else ():
+        say(f"model: {text}")
+    name = place.resolve().name if place.exists() else str(place)
+    subject = ModelSamples(pipeline, name, sampling, dtype)
+    pipeline.to(device or str(process_state().device), getattr(torch, dtype))
+    return subject
+
+
+def _saved_samples(command: Command, place: Path) -> SavedSamples:
+    options = {"cfg": command.guidances, "solver": command.solver, "steps": command.steps, "size": command.size}
+    options |= {"prompts": command.prompts, "seed": command.seed or None}
+    if given := [f"--{name}" for name, value in options.items() if value is not None]:
+        raise ConfigError("model", f"holds generated images, on which {', '.join(given)} has no effect", str(place))
+    subject = SavedSamples(place, command.n)
     if command.reference.is_dir() and not any(command.reference.glob("*.parquet")):
         sizes = native_sizes(command.reference)
-        if sizes != {found.size}:
-            theirs = ", ".join(f"{w}x{h}" for w, h in sorted(sizes)[:4])
-            raise ValueError(
-                f"{place} holds pictures of {found.size[0]}x{found.size[1]}, {command.reference} of {theirs}: two "
-                "folders of unlike sizes do not compare; resize one, or give the model with -m"
+        if sizes != {subject.size}:
+            others = ", ".join(f"{w}x{h}" for w, h in sorted(sizes)[:4])
+            raise ConfigError(
+                "reference",
+                f"its images have {others}, those of {place} {subject.size[0]}x{subject.size[1]}: two folders of "
+                "unlike sizes do not compare; resize one, or give the model with -m",
+                str(command.reference),
             )
-    return found
+    return subject
 
 
-def _reference(command: Command, contestant: Model | Finished, quiet: bool) -> ReferencePictures | Reference:
-    with progress("reading the reference:", 1, quiet=quiet) as report:
-        found = open_reference(
-            command.reference, contestant.size, caption_column=command.caption_column, image_column=command.image_column
-        )
-        report(1)
-    return found
-
-
-def _prompts(command: Command, reference: ReferencePictures | Reference) -> tuple[list[str], list[int] | None]:
+def _prompts(command: Command, reference: ReferenceImages | Reference) -> tuple[list[str], list[int] | None]:
     if command.prompts is not None:
         given = read_prompts(command.prompts)
         return [given[i % len(given)] for i in range(command.n or len(given))], None
     if isinstance(reference, Reference):
-        raise ValueError(f"{command.reference}: statistics hold no captions to draw: give --prompts FILE, one a line")
+        raise ConfigError(
+            "reference", "statistics hold no captions to use as prompts: give --prompts FILE", str(command.reference)
+        )
     return choose_prompts(reference.captions, command.n)
 
 
-def _features(command: Command, pipeline: Pipeline | None, size: tuple[int, int], device: str) -> Features:
-    if command.features is not None and not set(command.metrics) & set(OF_FEATURES):
-        warnings.warn(f"--features means nothing to --metrics {','.join(command.metrics)}: not used", stacklevel=2)
-    name = command.features or f"local:{_shipped(FEATURES, '--features')}"
-    found = open_features(name, None if pipeline is None else pipeline.autoencoder, size)
-    found.name = local_name(found.name)
-    return found.to(device)
-
-
-def _judge(command: Command, device: str) -> Judge | None:
-    if "clip" not in command.metrics:
-        if command.judge is not None:
-            raise ValueError("--judge means nothing without the metric clip: add it to --metrics")
-        return None
-    name = command.judge or f"local:{_shipped(FEATURES, '--judge')}+{_shipped(SHIPPED, '--judge')}"
-    found = open_judge(name)
-    found.name = local_name(found.name)
-    return found.to(device)
-
-
-def _shipped(folder: Path, flag: str) -> Path:
-    """A folder of the project, under the current one or next to the package."""
+def _shipped(folder: Path, key: str) -> Path:
+    """Returns a folder of the project, under the current folder or next to the package."""
     import t2i
 
     for place in (folder, Path(t2i.__file__).parent.parent / folder):
         if place.is_dir():
             return place
-    raise ValueError(f"{folder} is neither here nor next to the package: give {flag}")
+    raise ConfigError(key, f"its default {folder} is neither in the current folder nor next to the package: give one")
 
 
-def _check_folder(out: Path, evaluation: Evaluation) -> list[str]:
-    """Refuse to write over the numbers of something else; of the same model and reference, what would be lost."""
+def _check_folder(out: Path, subject: ModelSamples | SavedSamples, evaluation: Evaluation) -> list[str]:
+    """Raises if a folder holds numbers of another model or reference; returns the metrics that would be lost."""
     path = out / "metrics.json"
     if not path.is_file():
         return []
-    said = read_json(path).get("settings", {})
-    for key, value in _identity(evaluation).items():
-        if isinstance(said, dict) and said.get(key) != value:
-            raise ValueError(f"{out} holds the numbers of another {key} ({said.get(key)}): give another folder with -o")
+    settings = read_json(path).get("settings", {})
+    for key, value in _identity(subject, evaluation).items():
+        if isinstance(settings, dict) and settings.get(key) != value:
+            raise ConfigError(
+                "out",
+                f"holds the numbers of another {key} ({settings.get(key)}): give another folder with -o",
+                str(out),
+            )
     return sorted(metrics_of(read_rows(out)) - set(evaluation.metrics))
 
 
-def _identity(evaluation: Evaluation) -> dict[str, str]:
-    one = evaluation.contestant
-    return {"model": f"{one.name}, {(one.fingerprint or 'unknown')[:16]}", "reference": evaluation.reference_hash[:16]}
+def _identity(subject: ModelSamples | SavedSamples, evaluation: Evaluation) -> dict[str, str]:
+    model = f"{subject.name}, {(subject.fingerprint or 'unknown')[:16]}"
+    return {"model": model, "reference": evaluation.reference_hash[:16]}
 
 
-def page(command: Command, evaluation: Evaluation, origins: list[int] | None) -> Page:
-    """What the page says, and the sheet of samples."""
-    one = evaluation.contestant
-    protocol = evaluation.protocol(None)
-    many = "" if protocol.n_ref is None else f" of {protocol.n_ref} pictures"
-    how = ", ".join(str(part) for part in (one.solver, f"{one.steps} steps" if one.steps else None) if part)
-    summary = (
-        f"{len(one.prompts)} pictures at each guidance, {how or 'drawn before'}, against {evaluation.reference_name}"
+def page(
+    command: Command, subject: ModelSamples | SavedSamples, evaluation: Evaluation, origins: list[int] | None
+) -> Page:
+    """Returns what the page shows beside the rows: settings, notes, samples."""
+    protocol = evaluation.protocol(subject, None)
+    count = "" if protocol.n_ref is None else f" of {protocol.n_ref} images"
+    how = ", ".join(str(x) for x in (subject.solver, subject.steps and f"{subject.steps} steps") if x)
+    reference = command.reference.resolve().name
+    summary = f"{len(subject.prompts)} images at each guidance, {how or 'saved'}, against {reference}{count}."
+    settings = {key: value for key, value in protocol.model_dump(mode="json").items() if value is not None}
+    settings |= _identity(subject, evaluation)
+    settings |= {"size": f"{subject.size[0]}x{subject.size[1]}", "batch": evaluation.batch, "torch": torch.__version__}
+    return Page(
+        f"Evaluation of {subject.name}",
+        summary,
+        evaluation.notes,
+        {key: str(value) for key, value in settings.items()},
+        shlex.join(["t2i", *sys.argv[1:]]),
+        samples(subject, evaluation, origins),
     )
-    said = {key: value for key, value in protocol.model_dump(mode="json").items() if value is not None}
-    said |= {"model": one.name} | _identity(evaluation)
-    said |= {"size": f"{one.size[0]}x{one.size[1]}", "batch": str(evaluation.batch), "torch": torch.__version__}
-    title = f"Evaluation of {one.name}"
-    told = {key: str(value) for key, value in said.items()}
-    words = shlex.join(["t2i", *sys.argv[1:]])
-    return Page(title, summary + many + ".", evaluation.notes, told, words, samples(evaluation, origins))
 
 
-def samples(evaluation: Evaluation, origins: list[int] | None) -> tuple[LabelledGrid, list[Any]]:
-    """The first pictures of each guidance, beside the reference's own where the prompts are its captions."""
-    one, reference = evaluation.contestant, evaluation.reference
-    rows = range(min(SHOWN, len(one.prompts)))
-    width, height = one.size
-    times = max(1, round(SHOWN_SIDE / max(one.size)))
-    columns = {("as drawn" if g is None else f"cfg = {g:g}"): s.read(rows) for g, s in evaluation.sets.items()}
-    if origins is not None and isinstance(reference, ReferencePictures):
+def samples(
+    subject: ModelSamples | SavedSamples, evaluation: Evaluation, origins: list[int] | None
+) -> tuple[LabelledGrid, list[Any]]:
+    """Returns the first images of each guidance, beside the reference's own where the prompts are its captions."""
+    reference, rows = evaluation.reference, range(min(evaluation.shown, len(subject.prompts)))
+    sets = subject.image_sets(evaluation.store, evaluation.batch)
+    columns = {("as saved" if g is None else f"cfg = {g:g}"): images.read(rows) for g, images in sets.items()}
+    if origins is not None and isinstance(reference, ReferenceImages):
         columns = {"reference": reference.read([origins[i] for i in rows])} | columns
-    drawn = {name: to_pixels(to_float(pixels)) for name, pixels in columns.items()}
-    size = (width * times, height * times)
-    names = tuple(one.prompts[i] for i in rows)
-    sheet = LabelledGrid("Samples: one prompt and one noise a row", size, tuple(columns), names)
-    return sheet, [drawn[name][i].resize(size, 0) for i in rows for name in drawn]
+    images = {name: to_pixels(to_float(pixels)) for name, pixels in columns.items()}
+    images |= {name: column[: len(rows)] for name, column in evaluation.columns.items()}
+    times = max(1, round(SHOWN_SIDE / max(subject.size)))
+    size = (subject.size[0] * times, subject.size[1] * times)
+    prompts = tuple(subject.prompts[i] for i in rows)
+    grid = LabelledGrid("Samples: one prompt and one noise a row", size, tuple(images), prompts)
+    return grid, [images[name][i].resize(size, 0) for i in rows for name in images]
 
 
 @contextmanager
 def _as_flags() -> Iterator[None]:
-    """Messages call the pipeline's arguments as the flags do."""
+    """Names the pipeline's arguments as the flags do in messages."""
     try:
         yield
+    except ConfigError:
+        raise
     except ValueError as error:
         message = str(error)
         for name, flag in FLAGS.items():

@@ -25,8 +25,8 @@ def text_encoder(
         for line in lines(wanted):
             typer.echo(line)
         return
-    from t2i.study.engine import study
-    from t2i.study.files import REPORT
+    from t2i.study.results import REPORT
+    from t2i.study.run import study
 
     done = study(wanted)
     folder = wanted.folder / REPORT

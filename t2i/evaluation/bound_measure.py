@@ -1,4 +1,4 @@
-"""One pass of the network over captioned pictures, from which every part of every bound follows."""
+"""One pass of the network over captioned images, from which every term of every bound follows."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from t2i.generator.prepared import remember_text
 
 @dataclass(frozen=True)
 class Terms:
-    """The bound's parts for each picture, in nats a dimension; `curve` is the part of each of its spans of t."""
+    """The bound's terms for each image, in nats a dimension; `curve` has the contribution of each span of t."""
 
     prior: Float64[Tensor, " n"]
     denoising: Float64[Tensor, " n"]
@@ -32,23 +32,23 @@ class Terms:
 
     @property
     def total(self) -> Float64[Tensor, " n"]:
-        """-log p(x_0) is no more than this."""
+        """An upper bound of -log p(x_0)."""
         return self.prior + self.denoising + self.reconstruction
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the bounds of every conditioning and every posterior variance follow from."""
+    """The network's errors: the bounds of every conditioning and every posterior variance follow from them."""
 
     schedule: Schedule
     draws: bound.Draws
     prior: Float64[Tensor, " n"]
     errors: dict[str, Float64[Tensor, "n k"]]  # of x_0, at t = draws.t
     dims: int
-    bins: dict[str, tuple[Tensor, Tensor]] | None = None  # (x_0, x_0hat) at t = 1 of uint8 pictures, else densities
+    bins: dict[str, tuple[Tensor, Tensor]] | None = None  # (x_0, x_0hat) at t = 1 of uint8 images, else densities
 
     def terms(self, conditioning: str, variance: str) -> Terms:
-        """The bound; `optimal` variances are fitted to these pictures."""
+        """Computes the bound; `optimal` variances are fitted to these images."""
         errors, draws = self.errors[conditioning], self.draws
         table = self.mean_errors(conditioning) if variance == "optimal" else None
         sigma2 = bound.variances(self.schedule, variance, table)
@@ -63,7 +63,7 @@ class Measured:
         return Terms(self.prior, each.sum(1), first, curve)
 
     def mean_errors(self, conditioning: str) -> Float64[Tensor, "levels"]:
-        """E[(x_0 - x_0hat)^2] at every t: over sigma_t^2 smooth, linear between the bins' means in the log."""
+        """Estimates E[(x_0 - x_0hat)^2] at every t: divided by sigma_t^2, its log is linear between the bins' means."""
         errors, t, T = self.errors[conditioning], self.draws.t, self.schedule.T
         sigma2 = 1 - self.schedule.alpha_bar
         flat, ratio = t[:, 1:].flatten(), (errors[:, 1:] / sigma2[t[:, 1:]]).flatten()
@@ -73,13 +73,13 @@ class Measured:
         mean = zeros.index_add(0, of_bin, ratio) / count
         assert bool((at.diff() > 0).all())
         logs = np.interp(np.arange(2, T + 1), at.numpy(), mean.clamp(min=1e-300).log().numpy())
-        rest = torch.from_numpy(logs).exp() * sigma2[2:]
-        return torch.cat([torch.zeros(1).double(), errors[:, 0].mean()[None], rest])
+        tail = torch.from_numpy(logs).exp() * sigma2[2:]
+        return torch.cat([torch.zeros(1).double(), errors[:, 0].mean()[None], tail])
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some pictures: their indices, what the generator generates, and under which conditionings."""
+    """Some images: their indices, the generator's targets x_0, and the conditionings by name."""
 
     rows: list[int]
     x0: Float[Tensor, "b c h w"]
@@ -90,7 +90,7 @@ class Batch:
 def measure(
     generator: LatentDiffusion, batches: Iterable[Batch], draws: bound.Draws, seed: int, bins: bool = False
 ) -> Measured:
-    """Run the network on every picture at its t, under each conditioning with the same noise."""
+    """Runs the network on every image at its t, under each conditioning with the same noise."""
     schedule, kind, unet = generator.schedule, generator.prediction, generator.unet
     dtype = next(unet.parameters()).dtype
     prior, errors, firsts, dims = [], [], [], 0
@@ -106,11 +106,13 @@ def measure(
         losses = {
             name: partial(_loss, generator, networks[name], cond.to(dtype=dtype)) for name, cond in batch.conds.items()
         }
-        found = bound.errors_at(losses, schedule, kind, x0, draws.t[rows], eps)
-        if not all(error.isfinite().all() for error in found.values()):
-            raise ValueError(f"pictures {rows[0]} to {rows[-1]}: the network's errors are not finite; look at them")
+        batch_errors = bound.errors_at(losses, schedule, kind, x0, draws.t[rows], eps)
+        if not all(error.isfinite().all() for error in batch_errors.values()):
+            raise ValueError(
+                f"images {rows[0]} to {rows[-1]}: the network's errors are not finite; look at these images"
+            )
         prior.append(bound.prior_matching(schedule, x0))
-        errors.append(found)
+        errors.append(batch_errors)
         if bins:
             x = q_sample(x0, schedule.level(1).alpha, schedule.level(1).sigma, eps(0))
             zero = torch.zeros(len(x0), device=x0.device)
@@ -123,8 +125,8 @@ def measure(
 
 
 def _network(unet: Any, dtype: torch.dtype) -> Callable[..., Tensor]:
-    remembered = remember_text(unet)
-    return lambda x, t, cond: remembered(x.to(dtype), t, cond).to(x.dtype)
+    cached = remember_text(unet)
+    return lambda x, t, cond: cached(x.to(dtype), t, cond).to(x.dtype)
 
 
 def _loss(
@@ -134,7 +136,7 @@ def _loss(
 
 
 def _edges(T: int) -> list[int]:
-    """The spans of the curve: doubling, then tenths of T; the last edge is T + 1."""
+    """Returns the edges of the curve's spans: doubling, then tenths of T; the last edge is T + 1."""
     tenths = [1 + T * i // 10 for i in range(1, 11)]
     doubling = [2**i + 1 for i in range(20) if 2**i + 1 < tenths[0]]
     return sorted({2, *doubling, *(edge for edge in tenths if edge > 2)})

@@ -1,17 +1,14 @@
-"""CLIP score (Hessel et al. 2021): the cosine of picture and prompt under a named judge; no judge of its own family."""
-
-from collections.abc import Sequence
+"""CLIP score (Hessel et al. 2021): the cosine of image and prompt under a named judge, flagged if it is biased."""
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from t2i.component import fingerprint
 from t2i.data.transforms import to_float
+from t2i.errors import ConfigError
 from t2i.evaluation.features import open_features
-from t2i.evaluation.jackknife import Replicates, mean_of
-from t2i.evaluation.reading import BATCH, Read, deal, gather
 from t2i.text.base import TextEncoder
 from t2i.text.clip import CLIPTextEncoder
 from t2i.text.encoder import load_text_encoder
@@ -21,72 +18,63 @@ FORMS = "clip:ID, openclip:ARCH/PRETRAINED, local:IMAGE_TOWER+TEXT_ENCODER (two 
 
 
 class Judge(nn.Module):
-    """A picture tower and a text tower into one space."""
+    """An image tower and a text tower with one output space."""
 
-    def __init__(self, name: str, pictures: nn.Module, encoder: TextEncoder) -> None:
+    def __init__(self, name: str, images: nn.Module, encoder: TextEncoder) -> None:
         super().__init__()
-        self.name, self.pictures, self.encoder = name, pictures, encoder
-        self.fingerprint = fingerprint(pictures.state_dict(), encoder.fingerprint())
+        self.name, self.images, self.encoder = name, images, encoder
+        self.fingerprint = fingerprint(images.state_dict(), encoder.fingerprint())
 
     @torch.inference_mode()
     def cosines(self, pixels: UInt8[Tensor, "n 3 h w"], prompts: list[str]) -> tuple[Float[Tensor, " n"], int]:
-        """The cosine of each picture and its prompt, and how many prompts did not fit the text tower."""
+        """Returns the cosine of each image and its prompt, and the number of prompts that the text tower truncated."""
         encoded, device = self.encoder(prompts), self.encoder.device
         texts = encoded.conditioning.pooled
         assert texts is not None
-        images = self.pictures(pixels.to(device)).to(device)
-        found = (F.normalize(images.float(), dim=-1) * F.normalize(texts.float(), dim=-1)).sum(-1)
-        return found.cpu(), sum(map(bool, encoded.truncated))
+        images = self.images(pixels.to(device)).to(device)
+        cosines = (F.normalize(images.float(), dim=-1) * F.normalize(texts.float(), dim=-1)).sum(-1)
+        return cosines.cpu(), sum(map(bool, encoded.truncated))
 
 
 class Tower(nn.Module):
-    """An image tower trained here, fed 8-bit pictures."""
+    """An image tower of `t2i train text-encoder`, applied to 8-bit images."""
 
     def __init__(self, tower: ImageTower) -> None:
         super().__init__()
         self.tower = tower
 
     def forward(self, pixels: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n p"]:
-        """Pictures in the shared space."""
+        """Returns the images in the shared space."""
         return self.tower(to_float(pixels))
 
 
 def open_judge(name: str) -> Judge:
-    """A judge by name: see FORMS."""
+    """Opens a judge by name (see FORMS); raises ConfigError under `judge`."""
     kind, _, where = name.partition(":")
     if kind == "local":
         image, plus, text = where.partition("+")
         if not (image and plus and text):
-            raise ValueError(f"judge {name!r}: write {FORMS}")
+            raise ConfigError("judge", f"write {FORMS}", name)
         tower, encoder = ImageTower.load(image), load_text_encoder(text)
-        pictures, width = Tower(tower), tower.config.projection_dim
+        images, width = Tower(tower), tower.config.projection_dim
     elif kind in ("clip", "openclip") and where:
         vision, encoder = open_features(name), load_text_encoder(name)
-        pictures, width = vision, vision.dim
+        images, width = vision, vision.dim
     else:
-        raise ValueError(f"judge {name!r}: write {FORMS}")
+        raise ConfigError("judge", f"write {FORMS}", name)
     projection = getattr(encoder, "projection", None)
     if projection is None or projection.out_features != width:
         other = "none" if projection is None else str(projection.out_features)
-        raise ValueError(
-            f"judge {name!r}: pictures come out in {width} dimensions, texts in {other}: they were not trained together"
+        raise ConfigError(
+            "judge", f"maps images to {width} dimensions, texts to {other}: they were not trained together", name
         )
-    return Judge(name, pictures, encoder)
+    return Judge(name, images, encoder)
 
 
-def own_family(judge: Judge, contestant: TextEncoder) -> str | None:
-    """Why a judge may favour a model with this text encoder; None: it is of another kind."""
-    if judge.encoder.fingerprint() == contestant.fingerprint():
+def own_family(judge: Judge, encoder: TextEncoder) -> str | None:
+    """Returns the reason why a judge may favour a model with this text encoder; None if the two are of unlike kinds."""
+    if judge.encoder.fingerprint() == encoder.fingerprint():
         return "the judge's text tower is the model's own text encoder"
-    if isinstance(contestant, CLIPTextEncoder) and contestant.config.num_hidden_layers:  # else a control
+    if isinstance(encoder, CLIPTextEncoder) and encoder.config.num_hidden_layers:  # else a control
         return "the judge and the model's text encoder are both CLIPs"
     return None
-
-
-def clip_score(
-    judge: Judge, read: Read, prompts: Sequence[str], groups: Int[Tensor, " n"], batch: int = BATCH
-) -> tuple[Replicates, int]:
-    """The mean cosine of pictures and their prompts (not times 100), and how many prompts were cut to fit."""
-    mine = {k: judge.cosines(read(rows), [prompts[i] for i in rows]) for k, rows in deal(len(prompts), batch)}
-    found = gather(mine)
-    return mean_of(torch.cat([cosines for cosines, _ in found]), groups), sum(cut for _, cut in found)

@@ -1,4 +1,4 @@
-"""Intervals by the delete-a-group jackknife (Kott 2001; Efron & Tibshirani 1993, ch. 11), paired differences, FD∞."""
+"""Intervals by the delete-a-group jackknife (Kott 2001; Efron & Tibshirani 1993, ch. 11), and paired differences."""
 
 import hashlib
 import math
@@ -8,19 +8,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from t2i import randomness
-from t2i.evaluation.bound import student
 from t2i.evaluation.frechet import Moments, Reference, distance, merged, warn_of_few
 
 GROUPS = 20
-POINTS = 15  # of the extrapolation, as Chong & Forsyth have it
+Interval = tuple[float, float, tuple[float, float]]  # value, standard error, 95% interval
 
 
 class Estimate(NamedTuple):
-    """A statistic of n samples: its standard error, 95% interval, and how far n samples lift its expectation."""
+    """A statistic of n samples: its standard error, 95% interval, and the bias that n samples add to it."""
 
     value: float
     se: float
@@ -29,13 +27,13 @@ class Estimate(NamedTuple):
 
     @property
     def debiased(self) -> float:
-        """What it tends to with ever more samples, to first order in 1/n; the interval moves along."""
+        """The limit for n to infinity, to first order in 1/n; the interval moves along."""
         return self.value - self.bias
 
 
 @dataclass(frozen=True)
 class Replicates:
-    """A statistic of everything, and of everything without each group."""
+    """A statistic of all samples, and of all samples without each group; `without` is empty where it is unknown."""
 
     full: float
     without: tuple[float, ...]
@@ -49,7 +47,7 @@ class Replicates:
         return Estimate(self.full, se, (self.full - half, self.full + half), float((groups - 1) * (mean - self.full)))
 
     def minus(self, other: "Replicates") -> "Replicates":
-        """The difference, replicate by replicate: the same groups on both sides, so what they share cancels."""
+        """Returns the difference, replicate by replicate: what both sides share cancels. Both need the same groups."""
         if len(self.without) != len(other.without):
             raise ValueError(
                 f"{len(self.without)} groups against {len(other.without)}: a paired difference needs the same prompts"
@@ -59,7 +57,7 @@ class Replicates:
 
 
 def group_by(prompts: Sequence[str], groups: int = GROUPS) -> Int[Tensor, " n"]:
-    """The group of every sample: pictures of one prompt share one, and the groups differ by one prompt at the most."""
+    """Returns the group of each sample: images of one prompt share one; sizes differ by at most one prompt."""
     unique = sorted(set(prompts), key=lambda p: hashlib.blake2b(p.encode("utf-8", "surrogatepass")).digest())
     if len(unique) < 2:
         raise ValueError(f"{len(unique)} different prompts: an interval needs at least 2")
@@ -68,43 +66,33 @@ def group_by(prompts: Sequence[str], groups: int = GROUPS) -> Int[Tensor, " n"]:
 
 
 def moments_by_group(features: Float[Tensor, "n d"], groups: Int[Tensor, " n"]) -> list[Moments]:
-    """The moments of every group, from which those of any union follow."""
+    """Computes the moments of each group, from which those of any union follow."""
     return [Moments.of(features[groups == g]) for g in range(int(groups.max()) + 1)]
 
 
 def replicates(groups: Sequence[Moments], statistic: Callable[[Moments], float]) -> Replicates:
-    """A statistic of the moments of all groups, and of all but each."""
+    """Computes a statistic of the moments of all groups, and without each."""
     count = len(groups)
     if count < 2:
         raise ValueError(f"{count} groups: a jackknife needs at least 2")
     total = merged(groups)
 
-    def rest(g: int) -> Moments:
+    def without(g: int) -> Moments:
         if total.rows is None:
             return total.minus(groups[g])
         return merged([part for i, part in enumerate(groups) if i != g])
 
-    return Replicates(statistic(total), tuple(statistic(rest(g)) for g in range(count)))
-
-
-def jackknife(groups: Sequence[Moments], statistic: Callable[[Moments], float]) -> Estimate:
-    """A statistic of moments with its interval and bias."""
-    return replicates(groups, statistic).estimate()
-
-
-def paired(ours: Sequence[Moments], theirs: Sequence[Moments], statistic: Callable[[Moments], float]) -> Estimate:
-    """statistic(ours) - statistic(theirs) of two samples of the same prompts and noise, in the same groups."""
-    return replicates(ours, statistic).minus(replicates(theirs, statistic)).estimate()
+    return Replicates(statistic(total), tuple(statistic(without(g)) for g in range(count)))
 
 
 def distances(groups: Sequence[Moments], reference: Reference) -> Replicates:
-    """The Fréchet distance of all groups and of all but each (once warned of few samples)."""
+    """Computes the Fréchet distance of all groups and without each; warns once of too few samples."""
     warn_of_few(sum(part.n for part in groups), reference.dim)
     return replicates(groups, lambda moments: distance(moments, reference).value)
 
 
 def mean_of(values: Float[Tensor, " n"], groups: Int[Tensor, " n"]) -> Replicates:
-    """The mean of a number of each sample, of all groups and of all but each."""
+    """Computes the mean of one number a sample, of all groups and without each."""
     values, count = values.double(), int(groups.max()) + 1
     sums = torch.zeros(count, dtype=torch.float64).index_add(0, groups, values)
     sizes = torch.bincount(groups, minlength=count)
@@ -112,18 +100,43 @@ def mean_of(values: Float[Tensor, " n"], groups: Int[Tensor, " n"]) -> Replicate
     return Replicates((total / len(values)).item(), tuple(((total - sums) / (len(values) - sizes)).tolist()))
 
 
-def infinity(features: Float[Tensor, "n d"], reference: Reference, seed: int = 0) -> float:
-    """FD∞ by Chong & Forsyth (2020): a line in 1/N through FD_N of seeded subsets of 15 sizes, read at 1/N = 0.
+def ratio_of(hits: Float64[Tensor, " n"], counts: Float64[Tensor, " n"], groups: Int[Tensor, " n"]) -> Replicates:
+    """Computes sum of hits / sum of counts, of all groups and without each; no replicates where a group holds all."""
+    zeros = torch.zeros(int(groups.max()) + 1, dtype=torch.float64)
+    hits_of, counts_of = (zeros.index_add(0, groups, x) for x in (hits, counts))
+    left = counts.sum() - counts_of
+    without = ((hits.sum() - hits_of) / left).tolist() if bool((left > 0).all()) else ()
+    return Replicates((hits.sum() / counts.sum()).item(), tuple(without))
 
-    The smallest size is 5000, or a tenth of the samples where that is less than half of them.
-    """
-    n = len(features)
-    least = max(2, 5000 if n >= 10000 else n // 10)
-    if n < 4 or least >= n:
-        raise ValueError(f"{n} samples are too few to extrapolate from")
-    sizes = np.linspace(least, n, POINTS).astype(int)
-    values = [
-        distance(Moments.of(features[randomness.permutation(n, seed, "fd", int(m))[:m]]), reference).value
-        for m in sizes
-    ]
-    return float(np.polyfit(1 / sizes, values, 1)[1])
+
+def interval(values: Float64[Tensor, " n"], groups: Int[Tensor, " n"]) -> Interval:
+    """Computes the mean with its standard error and 95% interval; each of `groups` is left out once."""
+    _, of_group = groups.unique(return_inverse=True)
+    count = int(of_group.max()) + 1
+    if count < 2:
+        raise ValueError("an interval needs at least 2 different captions: give more images")
+    zeros = torch.zeros(count, dtype=torch.float64)
+    sums, sizes = zeros.index_add(0, of_group, values), zeros.index_add(0, of_group, torch.ones_like(values))
+    return around(values.mean().item(), (sums.sum() - sums) / (len(values) - sizes))
+
+
+def around(value: float, without: Float64[Tensor, " g"]) -> Interval:
+    """Computes the interval of any statistic from its values without each group."""
+    count = len(without)
+    se = math.sqrt((count - 1) / count * (without - without.mean()).square().sum().item())
+    half = student(count - 1) * se
+    return value, se, (value - half, value + half)
+
+
+def student(df: int) -> float:
+    """Returns the 97.5% quantile of Student's t."""
+    if df < 3:
+        return {1: 12.706204736, 2: 4.302652730}[df]
+    z = 1.959963984540054
+    series = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / df**k for k, term in enumerate(series, 1))

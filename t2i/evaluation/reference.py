@@ -1,4 +1,4 @@
-"""The pictures that others are compared with: through the model's own preparation, counted, hashed."""
+"""The reference of an evaluation: images prepared as for training, or statistics in a file."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,38 +11,49 @@ from t2i.data.dataset import ImageDataset
 from t2i.data.open import open_source
 from t2i.data.source import fingerprint
 from t2i.data.transforms import TRANSFORM
+from t2i.errors import ConfigError
 from t2i.evaluation.features import pixels_hash
 from t2i.evaluation.frechet import Reference
+from t2i.evaluation.image_sets import to_uint8
 from t2i.evaluation.protocol import Protocol
-from t2i.evaluation.reading import to_uint8
 from t2i.evaluation.stats import load_reference
 
 STATS = (".npz", ".pt", ".pth")
 
 
-class ReferencePictures:
-    """Pictures of a folder or parquet file at `size` = (width, height), as 8-bit pixels; every one is readable.
+class ReferenceImages:
+    """The images `rows` (all by default) of a source, as 8-bit pixels; each of them is readable.
 
-    `hash` is of the prepared pixels, in order: of what is measured, not of how it was stored.
+    `hash` is that of the prepared pixels, in order, so it does not depend on how they are stored.
     """
 
-    def __init__(self, pictures: ImageDataset, where: str) -> None:
-        self.pictures, self.where, self.size = pictures, where, pictures.size
-        self.preparation = f"{TRANSFORM}, on {pictures.background}"
-        digests = [pixels_hash(self.read(range(a, min(a + 256, len(self))))) for a in range(0, len(self), 256)]
-        self.hash = fingerprint([f"{self.size}"], digests)
+    def __init__(self, images: ImageDataset, rows: Sequence[int] | None = None) -> None:
+        self.images, self.size = images, images.size
+        self.rows = range(len(images)) if rows is None else rows
+        self.preparation = f"{TRANSFORM}, on {images.background}"
+        self.digests = [pixels_hash(self.read(range(a, min(a + 256, len(self))))) for a in range(0, len(self), 256)]
+        self.hash = fingerprint([f"{self.size}"], self.digests)
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.rows)
 
     @property
     def captions(self) -> list[str]:
-        """One a picture; "" where the reference has none."""
-        return self.pictures.texts()
+        """The caption of each image; "" where the source has none."""
+        texts = self.images.texts()
+        return [texts[i] for i in self.rows]
+
+    def select(self, rows: Sequence[int]) -> "ReferenceImages":
+        """Returns some of the images by index."""
+        return ReferenceImages(self.images, [self.rows[i] for i in rows])
+
+    def batch(self, rows: Sequence[int]) -> Tensor:
+        """Returns images by index, in [-1, 1]."""
+        return self.images.batch([self.rows[i] for i in rows])
 
     def read(self, rows: Sequence[int]) -> UInt8[Tensor, "b 3 h w"]:
-        """Pictures by index."""
-        return to_uint8(self.pictures.batch(list(rows)))
+        """Returns images by index."""
+        return to_uint8(self.batch(rows))
 
 
 def open_reference(
@@ -52,16 +63,23 @@ def open_reference(
     image_column: str = "image",
     background: str = "white",
     report: Callable[[int], object] = lambda done: None,
-) -> ReferencePictures | Reference:
-    """Pictures of a folder or parquet file at `size`, or the statistics in a file (see `load_reference`)."""
+) -> ReferenceImages | Reference:
+    """Opens images of a folder or parquet file at `size` = (width, height), or a file of statistics.
+
+    Raises ConfigError under the key `reference`.
+    """
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"reference {path}: no such file or folder; give a folder of pictures, FILE.parquet, or .npz")
+        raise ConfigError(
+            "reference", "no such file or folder; give a folder of images, FILE.parquet, or .npz", str(path)
+        )
     if path.suffix in STATS:
         return load_reference(path)
     parquet = path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet")))
     if not (path.is_dir() or parquet):
-        raise ValueError(f"reference {path}: a folder of pictures, FILE.parquet or statistics (.npz, .pt) is needed")
+        raise ConfigError(
+            "reference", "give a folder of images, FILE.parquet, or a file of statistics (.npz, .pt)", str(path)
+        )
     try:
         config = DataConfig.model_validate(
             {
@@ -74,32 +92,36 @@ def open_reference(
             }
         )
         source = open_source(config)
-    except ValueError as error:  # the source speaks of its keys as a recipe has them
-        raise ValueError(str(error).replace("data.", "reference: ")) from None
+    except ConfigError as error:  # its key is that of a recipe, data.caption_column
+        key = error.key.rpartition(".")[2]
+        raise error.under("reference" if key == "path" else key) from None
     if len(source) < 2:
-        raise ValueError(f"reference {path}: holds {len(source)} picture; at least 2 are needed, better thousands")
-    pictures = ImageDataset(source, size, background, max_bad_share=1.0)
+        raise ConfigError("reference", f"holds {len(source)} image; give at least 2, better thousands", str(path))
+    images = ImageDataset(source, size, background, max_bad_share=1.0)
     try:
-        pictures.scan(report)
+        images.scan(report)
     except ValueError:
-        assert pictures.bad
-    if pictures.bad:
-        first = "; ".join(list(pictures.bad.values())[:3])
-        raise ValueError(
-            f"reference {path}: {len(pictures.bad)} of {len(source)} pictures are unreadable or hold NaN (first: "
-            f"{first}): repair or remove them; another reference would be another number"
+        assert images.bad
+    if images.bad:
+        first = "; ".join(list(images.bad.values())[:3])
+        raise ConfigError(
+            "reference",
+            f"{len(images.bad)} of {len(source)} images are unreadable or hold NaN (first: {first}): repair or remove "
+            "them; the numbers depend on every image of the reference",
+            str(path),
         )
-    return ReferencePictures(pictures, str(path))
+    return ReferenceImages(images)
 
 
 def check_reference(reference: Reference, protocol: Protocol) -> list[str]:
-    """Refuse statistics of other features, size or preparation; say what a file leaves open."""
-    said, asked = dict(reference.identity), protocol.identity()
+    """Raises ConfigError for statistics of other features, size or preparation; returns notes on unrecorded fields."""
+    recorded, needed = dict(reference.identity), protocol.identity()
     for key in ("fingerprint", "resize", "size", "preparation"):
-        if said.get(key, asked[key]) != asked[key]:
-            raise ValueError(
-                f"the reference statistics have {key} = {said[key]}, this evaluation {asked[key]}: they do not "
-                "compare; take the same, or give the reference's pictures"
+        if recorded.get(key, needed[key]) != needed[key]:
+            raise ConfigError(
+                "reference",
+                f"its statistics have {key} = {recorded[key]}, this evaluation has {needed[key]}: such numbers do not "
+                "compare; use the same, or give the reference's images",
             )
-    silent = [key for key in ("fingerprint", "resize", "size", "preparation") if key not in said]
-    return [f"the reference statistics do not say their {', '.join(silent)}: it is taken to be the same"] * bool(silent)
+    missing = [key for key in ("fingerprint", "resize", "size", "preparation") if key not in recorded]
+    return [f"the reference statistics do not record their {', '.join(missing)}: assumed equal"] * bool(missing)

@@ -1,26 +1,30 @@
-"""The numbers of an evaluation: rows of metrics.json and results.csv, each with all that it depends on."""
+"""The rows of an evaluation, one number each with all that it depends on, in metrics.json and results.csv."""
 
 import csv
 import io
 import json
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from t2i.config import explain
-from t2i.evaluation.jackknife import Estimate
+from t2i.evaluation.jackknife import Estimate, Replicates
 from t2i.evaluation.protocol import Protocol, check_alike
 from t2i.files import read_json, write_text
 
 SCHEMA = 1
-OWN = ("metric", "label", "value", "se", "ci95", "bias", "value_inf", "method", "cfg")
+FIELDS = ("metric", "label", "value", "se", "ci95", "bias", "value_inf", "method", "cfg")
 Extra = str | bool | int | float | list[int] | None
 
 
 class Row(BaseModel):
-    """One number. `bias` is what n samples lift it by, `value_inf` the value without it; `extra`: k, judge flag, .."""
+    """One number. `bias` is what n samples add to it, `value_inf` the value without it; `extra`: k, judge flag, ..
+
+    `replicates` are in memory only: paired differences are made of them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -33,32 +37,40 @@ class Row(BaseModel):
     value_inf: float | None = None
     method: str | None = None
     extra: dict[str, Extra] = {}
+    replicates: Replicates | None = Field(default=None, exclude=True, repr=False)
 
     @model_validator(mode="after")
-    def _names_once(self) -> Self:
-        if twice := sorted(self.extra.keys() & {*OWN, *Protocol.model_fields}):
-            raise ValueError(f"extra.{twice[0]}: a row has a field of that name already")
+    def _check_names(self) -> Self:
+        if twice := sorted(self.extra.keys() & {*FIELDS, *Protocol.model_fields}):
+            raise ValueError(f"extra.{twice[0]}: a row already has a field of that name")
         return self
 
     @classmethod
-    def of(cls, metric: str, estimate: Estimate, protocol: Protocol, **extra: Extra) -> Self:
-        """The row of an estimate by the group jackknife; a Fréchet distance also says where it tends to."""
-        bias, infinite = (estimate.bias, estimate.debiased) if metric == "fd" else (None, None)
+    def of(cls, metric: str, statistic: Estimate | Replicates, protocol: Protocol, **extra: Extra) -> Self:
+        """Returns the row of a statistic by the group jackknife; a Fréchet distance also has its limit for n → ∞."""
+        replicates = statistic if isinstance(statistic, Replicates) else None
+        estimate = statistic.estimate() if isinstance(statistic, Replicates) else statistic
         return cls(
             metric=metric,
             value=estimate.value,
             protocol=protocol,
             se=estimate.se,
             ci95=estimate.ci95,
-            bias=bias,
-            value_inf=infinite,
+            bias=estimate.bias if metric == "fd" else None,
+            value_inf=estimate.debiased if metric == "fd" else None,
             method="group jackknife",
             extra=extra,
+            replicates=replicates,
         )
+
+    def minus(self, other: "Row", **extra: Extra) -> "Row":
+        """Returns the row of the paired difference from a row of the same prompts and noise."""
+        assert self.replicates is not None and other.replicates is not None
+        return Row.of(f"{self.metric}_difference", self.replicates.minus(other.replicates), self.protocol, **extra)
 
     @property
     def label(self) -> str:
-        """What people read: FID, FD[..], or the metric's name with its features or judge."""
+        """The name in tables and figures: FID, FD[..], or the metric's name with its features or judge."""
         if self.metric == "fd":
             return self.protocol.label
         if self.metric == "clip_score":
@@ -66,39 +78,51 @@ class Row(BaseModel):
         return self.metric if self.protocol.features is None else f"{self.metric}[{self.protocol.named}]"
 
     def flat(self) -> dict[str, Any]:
-        """One level of keys, as in metrics.json; `cfg` is the guidance."""
+        """Returns the row as one level of keys, as in metrics.json; `cfg` is the guidance."""
         protocol = self.protocol.model_dump(mode="json")
-        own = self.model_dump(mode="json", exclude={"protocol", "extra"})
-        return own | {"label": self.label, "cfg": self.protocol.guidance} | protocol | self.extra
+        fields = self.model_dump(mode="json", exclude={"protocol", "extra"})
+        return fields | {"label": self.label, "cfg": self.protocol.guidance} | protocol | self.extra
 
     @classmethod
     def read(cls, values: dict[str, Any], where: str) -> Self:
-        """The inverse of `flat`."""
-        own = {key: values[key] for key in values if key in OWN and key not in ("label", "cfg")}
+        """Inverts `flat`; raises ValueError that names `where` and the key."""
+        fields = {key: values[key] for key in values if key in FIELDS and key not in ("label", "cfg")}
         protocol = {key: values[key] for key in values if key in Protocol.model_fields}
-        extra = {key: v for key, v in values.items() if key not in OWN and key not in Protocol.model_fields}
+        extra = {key: v for key, v in values.items() if key not in FIELDS and key not in Protocol.model_fields}
         try:
-            return cls(**own, protocol=Protocol(**protocol), extra=extra)
+            return cls(**fields, protocol=Protocol(**protocol), extra=extra)
         except (ValidationError, TypeError) as error:
-            said = explain(error, cls) if isinstance(error, ValidationError) else str(error)
-            raise ValueError(f"{where}: {said}") from None
+            problem = explain(error, cls) if isinstance(error, ValidationError) else str(error)
+            raise ValueError(f"{where}: {problem}") from None
+
+
+def differences(rows: Sequence[Row], **extra: Extra) -> list[Row]:
+    """Returns the paired differences of every two guidances, metric by metric, of rows that have replicates."""
+    guidances = list(dict.fromkeys(row.protocol.guidance for row in rows))
+    by_key = {(row.metric, row.protocol.guidance): row for row in rows}
+    return [
+        row.minus(by_key[row.metric, a], than_cfg=a, **extra)
+        for a, b in combinations(guidances, 2)
+        for row in rows
+        if row.protocol.guidance == b
+    ]
 
 
 def table(rows: Sequence[Row], varies: Sequence[str]) -> dict[str, list[Row]]:
-    """The rows of each metric, which may differ in `varies` alone: else a ValueError names the field."""
+    """Groups rows by metric; raises ValueError that names the field where they differ in more than `varies`."""
     check_alike([row.protocol for row in rows], varies)
-    found: dict[str, list[Row]] = {}
+    columns: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row.metric, []).append(row)
-    return found
+        columns.setdefault(row.metric, []).append(row)
+    return columns
 
 
-def write_rows(rows: Sequence[Row], folder: str | Path, **about: Any) -> None:
-    """metrics.json and results.csv in `folder`, each whole or not at all; `about` goes to the head of the former."""
+def write_rows(rows: Sequence[Row], folder: str | Path, **head: Any) -> None:
+    """Writes metrics.json and results.csv in `folder`, each atomically; `head` goes to the top of metrics.json."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     flat = [row.flat() for row in rows]
-    values = {"schema_version": SCHEMA, **about, "rows": flat}
+    values = {"schema_version": SCHEMA, **head, "rows": flat}
     write_text(folder / "metrics.json", json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     text = io.StringIO()
     columns = list(dict.fromkeys(key for row in flat for key in _cells(row)))
@@ -109,7 +133,7 @@ def write_rows(rows: Sequence[Row], folder: str | Path, **about: Any) -> None:
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """The rows of a metrics.json (or of the folder that holds it)."""
+    """Reads the rows of a metrics.json, or of the folder that holds it."""
     path = Path(path)
     path = path / "metrics.json" if path.is_dir() else path
     values = read_json(path)

@@ -1,4 +1,4 @@
-"""What an evaluation has made so far, by content: what is asked for again is read, and ranks share the rest."""
+"""Intermediate results of an evaluation, stored by content: existing ones are read, missing ones shared by ranks."""
 
 import hashlib
 import json
@@ -18,14 +18,14 @@ Arrays = dict[str, np.ndarray]
 
 
 def digest(*parts: Any) -> str:
-    """A key that is equal exactly where the parts are."""
+    """Returns a key that is equal exactly where the parts are."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
 class Task:
-    """Arrays that can be made; `count` is what progress counts."""
+    """Arrays to compute; `count` is what it adds to a progress bar."""
 
     key: str
     count: int
@@ -33,17 +33,17 @@ class Task:
 
 
 class Store:
-    """A folder of arrays by stage and key; each file is whole or not there."""
+    """A folder of .npz files by stage and key, each written atomically."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
-    def path(self, stage: str, key: str, suffix: str = ".npz") -> Path:
-        """Where the arrays of a key lie."""
-        return self.folder / stage / f"{key}{suffix}"
+    def path(self, stage: str, key: str) -> Path:
+        """Returns the file of a key."""
+        return self.folder / stage / f"{key}.npz"
 
     def read(self, stage: str, key: str) -> Arrays | None:
-        """The arrays of a key; None where there are none, or a crash of the machine left half of them."""
+        """Returns the arrays of a key; None where the file is missing or was truncated by a crash of the machine."""
         try:
             with np.load(self.path(stage, key), allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
@@ -54,50 +54,51 @@ class Store:
             return None
 
     def has(self, stage: str, key: str) -> bool:
-        """Whether all of a file is there: a zip archive ends in its directory."""
+        """Returns True if the file is complete: a zip archive ends in its directory."""
         return zipfile.is_zipfile(self.path(stage, key))
 
     def write(self, stage: str, key: str, arrays: Arrays) -> None:
-        """Put arrays there."""
+        """Writes the arrays of a key."""
         with atomic_file(self.path(stage, key)) as tmp, tmp.open("wb") as file:
             np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
 
     def arrays(self, stage: str, task: Task) -> Arrays:
-        """The arrays of a task, made where they are missing."""
-        found = self.read(stage, task.key)
-        if found is None:
-            found = task.make()
-            self.write(stage, task.key, found)
-        return found
+        """Returns the arrays of a task, computed and written if they are missing."""
+        arrays = self.read(stage, task.key)
+        if arrays is None:
+            arrays = task.make()
+            self.write(stage, task.key, arrays)
+        return arrays
+
+    def remove(self, stage: str, tasks: Sequence[Task]) -> None:
+        """Deletes the arrays of tasks."""
+        for task in tasks:
+            self.path(stage, task.key).unlink(missing_ok=True)
 
 
-def rank() -> tuple[int, int]:
-    """(this process, how many there are)."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def meet() -> None:
-    """Wait for the other ranks."""
-    if dist.is_initialized():
-        dist.barrier()
+def is_main_rank() -> bool:
+    """Returns True for the process that computes and writes the rows."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def fill(store: Store, stage: str, tasks: Sequence[Task], quiet: bool = False) -> int:
-    """Make what is missing of the tasks, dealt to the ranks by position; how many were there already.
+    """Computes the missing tasks, dealt to the ranks by position; returns how many existed before.
 
-    Every rank sees the same list; afterwards all of it is in the store, which the ranks share.
+    All ranks pass the same list; afterwards all of it is in the store, which the ranks share.
     """
+    distributed = dist.is_initialized()
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
     tasks = list({task.key: task for task in tasks}.values())
     missing = [task for task in tasks if not store.has(stage, task.key)]
-    meet()  # before any of them is written: all deal out the same list
-    mine, count = rank()
-    left = missing[mine::count]
-    if left:
-        with progress(f"{stage}:", sum(task.count for task in left), quiet=quiet) as report:
+    if distributed:
+        dist.barrier()  # before any of them is written: all ranks deal out the same list
+    if mine := missing[rank::ranks]:
+        with progress(f"{stage}:", sum(task.count for task in mine), quiet=quiet) as report:
             done = 0
-            for task in left:
+            for task in mine:
                 store.write(stage, task.key, task.make())
                 done += task.count
                 report(done)
-    meet()
+    if distributed:
+        dist.barrier()
     return len(tasks) - len(missing)

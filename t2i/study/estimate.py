@@ -11,7 +11,7 @@ from t2i.conditioning import Conditioning
 from t2i.config import override
 from t2i.generator.unet import UNet
 from t2i.generator.unet_config import UNetConfig
-from t2i.study.known import Known, find
+from t2i.study.encoder_sizes import Known, find
 from t2i.study.plan import runs_of
 from t2i.study.recipe import ORACLE, Encoder, Prepared, StudyRecipe
 from t2i.text.towers import T5TowerConfig, TextTowerConfig, TowerSize

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 from scipy.spatial import ConvexHull, QhullError
 
-from t2i.study.stats import EXACT, FD, INFO, Point, compared, metric_at, points, sensitive, slope
-from t2i.study.table import Number, Results
-from t2i.study.words import named, number
+from t2i.study.conclusions import named, number
+from t2i.study.contrasts import EXACT, FD, INFO, Point, compared, metric_at, points, sensitive, slope
+from t2i.study.results import Number, Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

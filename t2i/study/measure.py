@@ -1,8 +1,11 @@
-"""One run's evaluation: draw at every guidance from the same noise, measure, and write rows."""
+"""Evaluates the runs of a study and its baselines by the evaluation engine, as rows of one protocol."""
 
-import math
+import hashlib
+import json
 import subprocess
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -12,96 +15,233 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 import t2i
-from t2i.component import read_safetensors, save_weights
+from t2i import randomness
+from t2i.autoencoder.kl import AutoencoderKL
+from t2i.component import save_weights
+from t2i.data.data_config import DataConfig
+from t2i.data.dataset import ImageDataset
 from t2i.data.scenes import minimal_captions
-from t2i.evaluation.bound import latent_bound
-from t2i.evaluation.clip_score import own_family
-from t2i.evaluation.jackknife import Replicates, distances, mean_of, moments_by_group
-from t2i.evaluation.reading import to_uint8
-from t2i.evaluation.rows import Extra, Row, write_rows
-from t2i.evaluation.scene_parser import aggregate
-from t2i.files import read_json, write_json
+from t2i.data.transforms import TRANSFORM
+from t2i.evaluation.baselines import SHUFFLED as SHUFFLED_CAPTIONS
+from t2i.evaluation.clip_score import open_judge, own_family
+from t2i.evaluation.evaluate import evaluate
+from t2i.evaluation.evaluation import Evaluation
+from t2i.evaluation.features import open_features, pixels_hash
+from t2i.evaluation.generated import STAGE, ModelSamples, Sampling
+from t2i.evaluation.image_sets import ImageSet, to_uint8
+from t2i.evaluation.protocol import Protocol, prompts_hash
+from t2i.evaluation.reference import ReferenceImages
+from t2i.evaluation.rows import Extra, Row, read_rows, write_rows
+from t2i.evaluation.scene_parser import VERSION, reconstructed
+from t2i.evaluation.scoring import SKILL
+from t2i.evaluation.store import Store
+from t2i.files import read_json
 from t2i.pipeline import Pipeline
-from t2i.progress import progress
-from t2i.study.lab import PARTS, Lab, skills_of
+from t2i.study.contrasts import EXACT, FD
 from t2i.study.plan import Run, axis_of
 from t2i.study.prepare import encoder_file
-from t2i.study.stats import EXACT
+from t2i.study.recipe import StudyRecipe
+from t2i.study.results import REAL, SHUFFLED, VAE
 from t2i.study.training import TRAINED, network_parameters, train_seconds, trained_steps
+from t2i.training.distributed import process_state
+from t2i.training.images import open_pictures
 
 BOUND = (("vlb", "caption"), ("caption_info", "null"), ("caption_margin", "contrast"))
 
 
+class Lab:
+    """What all runs of a study are measured with, opened once a process; `key` identifies it."""
+
+    def __init__(self, recipe: StudyRecipe) -> None:
+        self.recipe, self.settings, self.device = recipe, recipe.evaluate, process_state().device
+        values = recipe.evaluate.model_dump(mode="json", exclude={"at", "at_fd", "guidance", "shown"})
+        values |= {"size": recipe.size, "parser": VERSION}
+        self.key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+
+    @cached_property
+    def vae(self) -> AutoencoderKL:
+        """The study's autoencoder."""
+        folder = Path(self.recipe.vae)
+        return AutoencoderKL.load(folder / "vae" if (folder / "vae").is_dir() else folder).to(self.device)
+
+    def open(self, config: DataConfig, label: str) -> ImageDataset:
+        """Opens images at the study's size."""
+        return open_pictures(config, self.recipe.size, label, quiet=True)
+
+    @cached_property
+    def test(self) -> ImageDataset:
+        """The captions that every run generates, with their images."""
+        return self.open(self.settings.test, "test images")
+
+    @cached_property
+    def rows(self) -> list[int]:
+        """The indices of the test images that are used."""
+        return self.test.usable.tolist()[: self.settings.n]
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """The captions of the test images."""
+        texts = self.test.texts()
+        return [texts[i] for i in self.rows]
+
+    @cached_property
+    def extra(self) -> dict[str, list[str]]:
+        """Captions that one skill alone is read from, by skill."""
+        return {name: self.open(config, name).texts() for name, config in self.settings.only.items()}
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """All captions that are generated, in the order of the noise."""
+        return [*self.captions, *(text for texts in self.extra.values() for text in texts)]
+
+    def noise(self, rows: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+        """Returns the latents that sampling starts from: the same for every run and every guidance."""
+        return torch.stack([randomness.normal(shape, self.settings.seed, "study", i) for i in rows])
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """The settings of the evaluation engine, without the bound."""
+        settings, size = self.settings, (self.recipe.size, self.recipe.size)
+        images = self.open(settings.reference, "reference images")
+        metrics = ("fd", *(("skills",) if settings.skills else ()), *(("clip",) if settings.judge else ()))
+        return Evaluation(
+            ReferenceImages(images, images.usable.tolist()),
+            metrics,
+            open_features(settings.features, self.vae, size).to(self.device),
+            None if settings.judge is None else open_judge(settings.judge).to(self.device),
+            Store(self.recipe.folder / "store"),
+            settings.batch,
+            baselines=False,
+            shuffled=False,
+            paired_captions=False,
+            shown=0,
+            draws=settings.draws,
+        )
+
+    @cached_property
+    def bound(self) -> Evaluation:
+        """The settings of the bound: test images, contrasted with captions that differ in one respect."""
+        places, contrast = list(range(len(self.captions))), None
+        if self.settings.skills:
+            pairs = [sorted(minimal_captions(text).values()) for text in self.captions]
+            places = [i for i in places if pairs[i]][: self.settings.bound]
+            contrast = [pairs[i][i % len(pairs[i])] for i in places]
+        images = ReferenceImages(self.test, [self.rows[i] for i in places[: self.settings.bound]])
+        return replace(self.evaluation, metrics=("vlb",), bound_images=images, contrast=contrast)
+
+    def protocol(self, n: int, features: bool = False, **model: Any) -> Protocol:
+        """Returns the protocol of a number; `model` has the fields that describe the run."""
+        fields: dict[str, Any] = {"n": n, "prompts": prompts_hash(self.prompts), **model}
+        if features:
+            network, reference = self.evaluation.features, self.evaluation.reference
+            assert isinstance(reference, ReferenceImages)
+            digest = hashlib.sha256("".join(reference.digests).encode()).hexdigest()
+            fields |= {"features": network.name, "fingerprint": network.fingerprint, "resize": network.resize}
+            fields |= {"n_ref": len(reference), "reference": digest, "verified": network.verified}
+            fields |= {"size": (self.recipe.size,) * 2, "preparation": TRANSFORM}
+        return Protocol(**fields)
+
+    def convert(self, rows: Sequence[Row], model: dict[str, Any], about: dict[str, Extra]) -> list[Row]:
+        """Returns rows of the engine with the protocol and skill names of a study; `about` identifies the run."""
+        converted = []
+        for row in sorted(rows, key=lambda row: row.metric == "clip_score"):
+            update: dict[str, Any] = {"extra": about, "protocol": self.protocol(row.protocol.n, **model)}
+            if row.protocol.features is not None:
+                update["protocol"] = self.protocol(row.protocol.n, features=True, **model)
+            elif row.metric == "clip_score":
+                update["protocol"] = self.protocol(row.protocol.n, judge=self.settings.judge, **model)
+            elif row.metric.startswith(SKILL):
+                n = row.extra["out_of"]
+                assert isinstance(n, int)
+                update |= {"metric": row.metric.removeprefix(SKILL), "method": "Wilson, by prompt"}
+                update |= {"protocol": self.protocol(n, **model), "extra": about | {"hits": round(row.value * n)}}
+            converted.append(row.model_copy(update=update))
+        return converted
+
+
 def folder_of(lab: Lab, run: Run) -> Path:
-    """Where a run's evaluation lies."""
+    """Returns the folder of a run's evaluation."""
     return run.folder(lab.recipe) / f"evaluate-{lab.key}"
 
 
 def is_evaluated(lab: Lab, run: Run) -> bool:
-    """Whether every number of it is there."""
+    """Returns True if all numbers of a run exist."""
     path = folder_of(lab, run) / "metrics.json"
     if not path.is_file():
         return False
     head = read_json(path)
-    return head["guidance"] == list(lab.ask.guidance) and "replicates" in head["run"]
+    return head["guidance"] == list(lab.settings.guidance) and "replicates" in head["run"]
 
 
 def evaluate_run(lab: Lab, run: Run) -> None:
-    """Draw and measure at each guidance that is not there yet, then the bound, then the rows of all."""
-    folder = folder_of(lab, run)
-    folder.mkdir(parents=True, exist_ok=True)
-    subject = Subject(lab, run)
-    rows: list[Row] = []
+    """Evaluates a run: the bound, then each guidance whose rows do not exist yet; rows are written after each."""
+    folder, settings, store = folder_of(lab, run), lab.settings, lab.evaluation.store
+    trained = TrainedRun(lab, run)
+    kept: list[Row] = []
     replicates: dict[str, list[float]] = {}
-    for w in lab.ask.guidance:
-        path = folder / f"cfg-{w:g}.safetensors"
-        if not path.is_file():
-            began = time.monotonic()
-            found = measured(lab, draw(lab, subject.pipeline, w, run.name), [text for _, text in lab.prompts])
-            found["seconds"] = torch.tensor([time.monotonic() - began])
-            save_weights(found, path)
-        found = read_safetensors(path)
-        model = subject.model(w)
-        rows += rows_of(lab, found, model, subject.about)
-        for metric, each in replicates_of(lab, found).items():
-            replicates[f"{metric}@{w:g}"] = [float(f"{x:.7g}") for x in (each.full, *each.without)]
-        seconds = lab.protocol(len(lab.prompts), **model)
-        rows.append(Row(metric="seconds", value=found["seconds"].item(), protocol=seconds, extra=subject.about))
-    if lab.ask.bound:
-        rows += bound_rows(subject, folder / "bound.json")
-    write_rows(rows, folder, guidance=list(lab.ask.guidance), run=subject.cost() | {"replicates": replicates})
+    done: list[float] = []
+    if (folder / "metrics.json").is_file() and "replicates" in (head := read_json(folder / "metrics.json"))["run"]:
+        kept, replicates = read_rows(folder), head["run"]["replicates"]
+        done = [w for w in head["guidance"] if w in settings.guidance]
+    rows = {w: [row for row in kept if row.protocol.guidance == w] for w in (None, *done)}
+    if settings.bound and not rows[None]:
+        rows[None] = trained.bound_rows()
+    for w in settings.guidance:
+        if w in done:
+            continue
+        began, subject = time.monotonic(), trained.samples.at(w)
+        found = evaluate(subject, lab.evaluation)
+        assert found is not None
+        images = subject.image_sets(store, settings.batch)[w]
+        seconds = time.monotonic() - began
+        sheet = images.read(range(min(settings.shown, len(lab.captions))))
+        save_weights({"sheet": sheet}, folder / f"cfg-{w:g}.safetensors")
+        store.remove(STAGE, subject.tasks())
+        rows[w] = lab.convert(found, trained.model(w), trained.about)
+        for row in rows[w]:
+            if row.metric in (FD, EXACT, settings.alignment, "clip_score") and row.replicates is not None:
+                each = (row.replicates.full, *row.replicates.without)
+                replicates[f"{row.metric}@{w:g}"] = [float(f"{x:.7g}") for x in each]
+        protocol = lab.protocol(len(lab.prompts), **trained.model(w))
+        rows[w].append(Row(metric="seconds", value=seconds, protocol=protocol, extra=trained.about))
+        done = [w for w in settings.guidance if w in rows]
+        ordered = [row for w in (*done, None) for row in rows[w]]
+        write_rows(ordered, folder, guidance=done, run=trained.cost() | {"replicates": replicates})
 
 
-class Subject:
-    """A trained run, opened."""
+class TrainedRun:
+    """A trained run with its samples."""
 
     def __init__(self, lab: Lab, run: Run) -> None:
-        self.lab, self.run, self.folder = lab, run, run.folder(lab.recipe)
+        self.lab, self.run, self.folder, settings = lab, run, run.folder(lab.recipe), lab.settings
         self.pipeline = Pipeline.from_pretrained(self.folder / TRAINED / "model").to(lab.device)
+        sampling = Sampling(settings.guidance, settings.solver, settings.steps, settings.seed, None, settings.batch)
+        self.samples = ModelSamples(self.pipeline, run.name, sampling, "float32", lab.noise)
+        self.samples.set_prompts(lab.captions, lab.extra)
 
     @cached_property
-    def _fingerprints(self) -> tuple[str, str]:
-        return self.pipeline.generator.unet.fingerprint(), self.pipeline.text_encoder.fingerprint()
+    def _network(self) -> str:
+        return self.pipeline.generator.unet.fingerprint()
 
-    def model(self, w: float | None) -> dict[str, Any]:
-        """The protocol's part that is of the model."""
-        ask = self.lab.ask
-        sampled = {} if w is None else {"solver": ask.solver, "steps": ask.steps, "guidance": w}
-        network, text = self._fingerprints
-        seeds = f"train {self.run.seed}, noise {ask.seed}"
+    def model(self, guidance: float | None) -> dict[str, Any]:
+        """Returns the fields of a protocol that describe the run; without sampling for None."""
+        settings, run = self.lab.settings, self.run
+        sampled = {"solver": settings.solver, "steps": settings.steps, "guidance": guidance}
+        seeds = f"train {run.seed}, noise {settings.seed}"
         ema = self.lab.recipe.train.ema is not None
-        return sampled | {"model": network, "text_encoder": text, "seeds": seeds, "ema": ema, "dtype": "float32"}
+        model = {"model": self._network, "text_encoder": self.samples.text_encoder, "seeds": seeds, "ema": ema}
+        return ({} if guidance is None else sampled) | model | {"dtype": "float32"}
 
     @cached_property
     def about(self) -> dict[str, Extra]:
-        """What finds a row's run again."""
+        """The fields of a row that identify its run."""
         run, recipe = self.run, self.lab.recipe
-        known = read_json(encoder_file(recipe, run.encoder))
+        encoder = read_json(encoder_file(recipe, run.encoder))
         return {
             "run": run.name,
             "encoder": run.encoder,
-            "family": known["family"],
-            "encoder_parameters": known["parameters"],
+            "family": encoder["family"],
+            "encoder_parameters": encoder["parameters"],
             "unet": run.unet,
             "unet_parameters": network_parameters(self.pipeline.generator.unet)[0],
             "train_seed": run.seed,
@@ -110,11 +250,10 @@ class Subject:
         }
 
     def cost(self) -> dict[str, Any]:
-        """What the run took."""
-        judge = self.lab.judge
-        flag = None if judge is None else own_family(judge, self.pipeline.text_encoder)
+        """Returns `about` with the run's training time, steps and loss."""
+        judge = self.lab.evaluation.judge
         return self.about | {
-            "own_family": flag,
+            "own_family": None if judge is None else own_family(judge, self.pipeline.text_encoder),
             "projector_parameters": network_parameters(self.pipeline.generator.unet)[1],
             "train_seconds": train_seconds(self.folder),
             "steps": trained_steps(self.folder),
@@ -123,134 +262,88 @@ class Subject:
             "device": str(self.lab.device),
         }
 
-
-def measured(lab: Lab, pixels: UInt8[Tensor, "n 3 h w"], captions: list[str]) -> dict[str, Tensor]:
-    """What pictures of all prompts, or of the test's alone, come to; and the first of them."""
-    main = pixels[: len(lab.captions)]
-    found = {"features": lab.vectors(main), "sheet": main[: lab.ask.shown]}
-    if lab.ask.skills:
-        found["skills"] = lab.skills(pixels, captions)
-    if lab.judge is not None:
-        parts = range(0, len(main), lab.ask.batch)
-        each = [lab.judge.cosines(main[a : a + lab.ask.batch], captions[a : a + lab.ask.batch])[0] for a in parts]
-        found["clip_score"] = torch.cat(each)
-    return found
-
-
-def draw(lab: Lab, pipeline: Pipeline, w: float, label: str) -> UInt8[Tensor, "n 3 h w"]:
-    """A picture of every prompt, from the noise of its number, in fixed batches."""
-    prompts, ask = [text for _, text in lab.prompts], lab.ask
-    config = pipeline.generator.unet.config
-    side = config.sample_size
-    assert isinstance(side, int)
-    found = []
-    with progress(f"{label} at guidance {w:g}: pictures", len(prompts)) as report:
-        for a in range(0, len(prompts), ask.batch):
-            part = prompts[a : a + ask.batch]
-            latents = pipeline(
-                part,
-                latents=lab.noise(range(a, a + len(part)), (config.out_channels, side, side)),
-                guidance_scale=w,
-                solver=ask.solver,
-                num_inference_steps=ask.steps,
-                seeds=0,  # the noise is given
-                batch_size=ask.batch,
-                output_type="latent",
-            ).images
-            found.append(to_uint8(pipeline.decode(latents)))
-            report(a + len(part))
-    return torch.cat(found)
+    def bound_rows(self) -> list[Row]:
+        """Returns the bound, the information in captions, and the margin over captions that differ in one respect."""
+        rows = evaluate(self.samples, self.lab.bound)
+        assert rows is not None
+        return [
+            row.model_copy(
+                update={
+                    "method": "group jackknife",
+                    "protocol": self.lab.protocol(row.protocol.n, **self.model(None)),
+                    "extra": self.about | {"unit": row.extra["unit"], "draws": row.extra["draws"]},
+                }
+            )
+            for row in rows
+            if (row.metric, row.extra["conditioning"]) in BOUND and row.extra["variance"] == "optimal"
+        ]
 
 
-def rows_of(lab: Lab, found: dict[str, Tensor], model: dict[str, Any], about: dict[str, Extra]) -> list[Row]:
-    """The rows of what `measured` found."""
-    n, each = len(lab.captions), replicates_of(lab, found)
-    rows = [Row.of("fd", each["fd"].estimate(), lab.protocol(n, features=True, **model), **about)]
-    if "skills" in found:
-        rows += skill_rows(lab, found["skills"], model, about)
-    if "clip_score" in found:
-        protocol = lab.protocol(n, judge=lab.ask.judge, **model)
-        rows.append(Row.of("clip_score", each["clip_score"].estimate(), protocol, **about))
-    return rows
+@dataclass
+class RealImages:
+    """Images as the subject of an evaluation: real ones, as if a run had generated them."""
+
+    name: str
+    prompts: list[str]
+    pixels: UInt8[Tensor, "n 3 h w"]
+    extra: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.size = (self.pixels.shape[3], self.pixels.shape[2])
+
+    def image_sets(self, store: Store, batch: int) -> dict[float | None, ImageSet]:
+        """See `Subject`."""
+        content = ("pixels", pixels_hash(self.pixels))
+        return {None: ImageSet.of(len(self.pixels), batch, lambda rows: self.pixels[list(rows)], *content)}
+
+    def identity(self, guidance: float | None) -> dict[str, Any]:
+        """See `Subject`."""
+        return {"prompts": prompts_hash(self.prompts)}
 
 
-def replicates_of(lab: Lab, found: dict[str, Tensor]) -> dict[str, Replicates]:
-    """The distance, the alignment and exact scenes with and without each group of captions: runs compare in pairs."""
-    each = {"fd": distances(moments_by_group(found["features"], lab.groups), lab.reference)}
-    if "clip_score" in found:
-        each["clip_score"] = mean_of(found["clip_score"], lab.groups)
-    for skill in (lab.ask.alignment, EXACT) if lab.ask.skills else ():
-        hits, n = found["skills"][: len(lab.captions), PARTS.index(skill)].double().T
-        zeros = torch.zeros(int(lab.groups.max()) + 1, dtype=torch.float64)
-        of_group, counted = (zeros.index_add(0, lab.groups, x) for x in (hits, n))
-        without = (hits.sum() - of_group) / (n.sum() - counted)
-        each[skill] = Replicates((hits.sum() / n.sum()).item(), tuple(without.tolist()))
-    return each
+def baselines_folder(lab: Lab) -> Path:
+    """Returns the folder of the baselines' rows."""
+    return lab.recipe.folder / f"anchors-{lab.key}"
 
 
-def skill_rows(lab: Lab, parts: Tensor, model: dict[str, Any], about: dict[str, Extra]) -> list[Row]:
-    """Every skill of the test's captions; those that have captions of their own, of these."""
-    sets = [name for name, _ in lab.prompts[: len(parts)]]
-    rows = []
-    for kind in dict.fromkeys(sets):
-        here = [i for i, name in enumerate(sets) if name == kind]
-        rates = aggregate(skills_of(parts[here]), [lab.prompts[i][1] for i in here])
-        for name, rate in rates.items():
-            if not rate.n or (name != kind if kind else name in lab.ask.only):
-                continue
-            se = None if math.isnan(rate.se) else rate.se
-            protocol = lab.protocol(rate.n, **model)
-            common: dict[str, Any] = {"method": "Wilson, by prompt", "extra": about | {"hits": rate.hits}}
-            rows.append(Row(metric=name, value=rate.value, se=se, ci95=rate.ci95, protocol=protocol, **common))
-    return rows
+def has_baselines(lab: Lab) -> bool:
+    """Returns True if the baselines' rows exist."""
+    path = baselines_folder(lab) / "metrics.json"
+    return path.is_file() and "rows" in read_json(path)
 
 
-def bound_rows(subject: Subject, path: Path) -> list[Row]:
-    """The bound, what captions tell the model, and by how much more than captions that differ in one respect."""
-    lab = subject.lab
-    places, contrast = list(range(len(lab.captions))), None
-    if lab.ask.skills:
-        pairs = [sorted(minimal_captions(text).values()) for text in lab.captions]
-        places = [i for i in places if pairs[i]]
-        contrast = [pairs[i][i % len(pairs[i])] for i in places[: lab.ask.bound]]
-    places = places[: lab.ask.bound]
-    if not path.is_file():
-        report = latent_bound(
-            subject.pipeline,
-            lambda batch: lab.test.batch([lab.rows[places[i]] for i in batch]),
-            [lab.captions[i] for i in places],
-            draws=lab.ask.draws,
-            seed=lab.ask.seed,
-            batch_size=lab.ask.batch,
-            contrast=contrast,
-        )
-        write_json(path, {"rows": report.rows()})
-    return [
-        Row(
-            metric=row["metric"],
-            value=row["value"],
-            se=row["se"],
-            ci95=tuple(row["ci95"]),
-            method="group jackknife",
-            protocol=lab.protocol(len(places), **subject.model(None)),
-            extra=subject.about | {"unit": row["unit"], "draws": row["draws"]},
-        )
-        for row in read_json(path)["rows"]
-        if (row["metric"], row["conditioning"]) in BOUND and row["variance"] == "optimal"
-    ]
+def write_baselines(lab: Lab) -> None:
+    """Evaluates the test's own images, their reconstructions, and the images with each other's captions."""
+    only = [lab.open(config, name) for name, config in lab.settings.only.items()]
+    sources = [(lab.test, lab.rows), *((images, images.usable.tolist()) for images in only)]
+    real = torch.cat([to_uint8(images.batch(rows)) for images, rows in sources])
+    decoded = torch.cat([reconstructed(lab.vae, part).cpu() for part in real.split(lab.settings.batch)])
+    rows: dict[str, list[Row]] = {SHUFFLED: []}
+    for name, pixels in ((REAL, real), (VAE, decoded)):
+        subject = RealImages(name, lab.captions, pixels, lab.extra)
+        found = evaluate(subject, replace(lab.evaluation, shuffled=name == REAL))
+        assert found is not None
+        rows[name] = [row for row in found if row.extra.get("anchor") is None]
+        if name == REAL:  # their distance does not depend on captions
+            rows[SHUFFLED] = [row for row in found if row.metric == FD]
+            rows[SHUFFLED] += [row for row in found if row.extra.get("anchor") == SHUFFLED_CAPTIONS]
+    converted = []
+    for name in (REAL, VAE, SHUFFLED):
+        about: dict[str, Extra] = {"run": name, "anchor": name, "commit": commit()}
+        converted += lab.convert(rows[name], {}, about)
+    write_rows(converted, baselines_folder(lab))
 
 
 @cache
 def commit() -> str | None:
-    """The commit of the code, with + where it was changed since; None outside of a repository."""
-    here = Path(t2i.__file__).parent
+    """Returns the commit of the code, with + if files were changed since; None outside of a repository."""
 
     def git(*words: str) -> str | None:
+        command = ["git", "-C", str(Path(t2i.__file__).parent), *words]
         try:
-            done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True)
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return None
-        return done.stdout.strip()
 
     head = git("rev-parse", "--short=12", "HEAD")
     return head and head + ("+" if git("status", "--porcelain", "--untracked-files=no", "--", ".") else "")

@@ -10,11 +10,10 @@ from PIL import Image, ImageDraw
 
 from t2i.files import write_bytes, write_png, write_text
 from t2i.study import figures
+from t2i.study.conclusions import conclusion, named, number
+from t2i.study.contrasts import FD, Apart, apart, compared, metric_at, points, sensitive, shared_sizes, slope
 from t2i.study.figures import Drawing
-from t2i.study.files import ANCHORS, REPORT, sheet_name
-from t2i.study.stats import FD, Apart, apart, compared, metric_at, points, sensitive, shared_sizes, slope
-from t2i.study.table import Number, Results, read_results
-from t2i.study.words import conclusion, named, number
+from t2i.study.results import BASELINES, REPORT, Number, Results, read_results, sheet_name
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1500px; margin: 2em auto; padding: 0 1em; }
@@ -147,7 +146,7 @@ def _anchors(results: Results) -> str:
         found = [results.find(name, metric) for name in names]
         ends = [_mean(results, encoder, metric) for encoder in pair]
         lines.append([named(results, metric), *("-" if n is None else f"{n.value:.4g}" for n in found), *ends])
-    note = "; ".join(f"{name}: {text}" for name, text in ANCHORS.items() if name in names)
+    note = "; ".join(f"{name}: {text}" for name, text in BASELINES.items() if name in names)
     commits = ", ".join(sorted({str(results.runs[name].get("commit") or "unknown") for name in names}))
     return table(["metric", *names, *pair], lines) + f"<p>{html.escape(note)}. Measured at commit {commits}.</p>"
 

@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline.tiny import CAPTIONS, make_pipeline
 from training.processes import ranks
 
-from t2i.evaluation.contestants import Model
+from t2i.evaluation.generated import ModelSamples
 from t2i.evaluation.rows import read_rows
 from t2i.pipeline import Pipeline
 from t2i.text.clip import CLIPTextEncoder
@@ -54,13 +54,13 @@ def asked(world, out, **flags):
 @pytest.fixture
 def counted(monkeypatch):
     """How many batches a model draws."""
-    drawn, draw = [], Model.draw
+    drawn, draw = [], ModelSamples.draw
 
     def count(self, part, guidance):
         drawn.append((part.start, guidance))
         return draw(self, part, guidance)
 
-    monkeypatch.setattr(Model, "draw", count)
+    monkeypatch.setattr(ModelSamples, "draw", count)
     return drawn
 
 
@@ -77,7 +77,7 @@ def test_a_sweep_leaves_numbers_a_page_and_pictures(t2i, world, tmp_path, counte
     assert code == 0, err
     assert "o: metrics.json, results.csv, report.html, curves.png, trade.png, samples.png" in out
     assert re.search(r"FD\[local:tower@\w{8}\]  cfg 1  ", out) and "FID" not in out
-    assert "48 pictures, 144 evaluations" in err  # of 2 steps, with 1 and 2 passes each
+    assert "48 images, 144 evaluations" in err  # of 2 steps, with 1 and 2 passes each
     rows = read_rows(tmp_path / "o")
     plain = [row for row in rows if "anchor" not in row.extra and "than_cfg" not in row.extra]
     names = {"fd", "kid", "cmmd", "precision", "recall", "density", "coverage", "clip_score"}
@@ -115,7 +115,7 @@ def test_a_sweep_leaves_numbers_a_page_and_pictures(t2i, world, tmp_path, counte
 
 def stop_at(monkeypatch, count):
     """A model that is interrupted at its batch number `count`."""
-    left, draw = [count], Model.draw
+    left, draw = [count], ModelSamples.draw
 
     def interrupted(self, part, guidance):
         left[0] -= 1
@@ -123,7 +123,7 @@ def stop_at(monkeypatch, count):
             raise KeyboardInterrupt
         return draw(self, part, guidance)
 
-    monkeypatch.setattr(Model, "draw", interrupted)
+    monkeypatch.setattr(ModelSamples, "draw", interrupted)
 
 
 def test_an_interrupted_sweep_goes_on(t2i, world, tmp_path, monkeypatch, counted):
@@ -131,7 +131,7 @@ def test_an_interrupted_sweep_goes_on(t2i, world, tmp_path, monkeypatch, counted
     with monkeypatch.context() as patch:
         stop_at(patch, 3)
         code, _, err = t2i(*asked(world, "o", **flags), "--no-anchors")
-    assert code == 130 and "the same command goes on" in err and not (tmp_path / "o" / "metrics.json").exists()
+    assert code == 130 and "the same command resumes" in err and not (tmp_path / "o" / "metrics.json").exists()
     assert counted == [(0, 1.0), (0, 3.0)]
     assert t2i(*asked(world, "o", **flags), "--no-anchors")[0] == 0
     assert counted == [(0, 1.0), (0, 3.0), (7, 1.0), (7, 3.0)]
@@ -187,18 +187,18 @@ def test_statistics_stand_for_their_pictures(t2i, world, tmp_path):
     assert (row.protocol.n_ref, row.protocol.reference) == (N, rows[0].protocol.reference)
     assert row.value == pytest.approx(rows[0].value, rel=0.5) and row.metric == "fd"
     for wrong, message in (
-        ({"--metrics": "fd,kid"}, "--metrics kid: statistics of a reference hold its moments alone"),
-        ({"--prompts": None}, "statistics hold no captions to draw: give --prompts"),
+        ({"--metrics": "fd,kid"}, "reference statistics hold moments only"),
+        ({"--prompts": None}, "statistics hold no captions to use as prompts: give --prompts"),
         ({"--size": "24x24"}, "have size = 16x16"),
         ({"--features": "vae-latent"}, "have fingerprint = "),
-        ({"--metrics": "vlb"}, "a bound is of captioned pictures"),
+        ({"--metrics": "vlb"}, "a bound needs a reference of images"),
     ):
         code, _, err = t2i(*asked(world, "q", **given | wrong))
         assert code == 2 and message in err, err
     mean, covariance = np.zeros(12), np.eye(12)
     np.savez(tmp_path / "theirs.npz", mu=mean, sigma=covariance)
     assert t2i(*asked(world, "r", **given | {"--reference": "theirs.npz"}))[0] == 0
-    assert "do not say their fingerprint" in (tmp_path / "r" / "report.html").read_text()
+    assert "do not record their fingerprint" in (tmp_path / "r" / "report.html").read_text()
 
 
 def test_finished_pictures_are_measured_as_they_are(t2i, world, tmp_path):
@@ -213,15 +213,15 @@ def test_finished_pictures_are_measured_as_they_are(t2i, world, tmp_path):
     assert row.protocol.size == (16, 16) and row.protocol.text_encoder is None
     code, _, err = t2i(*asked(world, "p", **only))
     assert code == 2 and "two folders of unlike sizes do not compare" in err, err
-    for wrong, message in (({"--steps": 2}, "--steps means nothing"), ({"--metrics": "vlb"}, "these are pictures")):
+    for wrong, message in (({"--steps": 2}, "--steps has no effect"), ({"--metrics": "vlb"}, "these are images")):
         code, _, err = t2i(*asked(world, "q", **only | {"--reference": "real"} | wrong))
         assert code == 2 and message in err, err
     Image.new("RGB", (8, 8)).save(tmp_path / "made" / "00000-1.png")
     code, _, err = t2i(*asked(world, "s", **only | {"--reference": "real"}))
-    assert code == 2 and "made: pictures of 2 sizes (8x8, 16x16)" in err, err
+    assert code == 2 and "holds images of 2 sizes (8x8, 16x16)" in err, err
     assert t2i("generate", "a", "-m", world / "model", "--steps", 2, "--cfg", 2, "-o", "real")[0] == 0
     code, _, err = t2i(*asked(world, "s", **only | {"-m": "real"}))
-    assert code == 2 and "were drawn with cfg = 2.0, 3.0" in err, err
+    assert code == 2 and "were generated with cfg = 2.0, 3.0" in err, err
 
 
 def test_the_bound_needs_no_pictures_but_those_of_the_page(t2i, world, tmp_path, counted):
@@ -229,7 +229,7 @@ def test_the_bound_needs_no_pictures_but_those_of_the_page(t2i, world, tmp_path,
     code, out, err = t2i(*asked(world, "o", **flags))
     assert code == 0, err
     assert "caption_info" in out and [start for start, _ in counted] == [0, 7]  # 8 pictures in batches of 7
-    assert "14 pictures, 28 evaluations" in err
+    assert "14 images, 28 evaluations" in err
     rows = {row.metric for row in read_rows(tmp_path / "o")}
     assert {"vlb", "vlb_prior", "vlb_denoising", "vlb_reconstruction", "caption_info", "vlb_t"} <= rows
     assert "<h2>The bound</h2>" in (tmp_path / "o" / "report.html").read_text()
@@ -241,7 +241,7 @@ def test_skills_are_read_from_scenes(t2i, world, tmp_path):
     flags = {"--metrics": "skills", "--prompts": "scenes.txt", "--size": "32x32", "--cfg": "2", "--n": 4}
     code, _, err = t2i(*asked(world, "o", **flags))
     assert code == 0, err
-    assert "--features means nothing to --metrics skills: not used" in err
+    assert "--features has no effect on --metrics skills" in err
     rows = read_rows(tmp_path / "o")
     exact = next(row for row in rows if row.metric == "skill_exact" and "anchor" not in row.extra)
     assert exact.value == 0 and exact.extra["out_of"] == 4 and exact.protocol.guidance == 2
@@ -262,13 +262,13 @@ def no_network(*_, **__):
         ({"--features": "inception:nowhere.pth"}, "nowhere.pth: no such file. FID needs weights-inception"),
         ({"--features": "inception"}, "it could not be downloaded: no network. FID needs weights-inception"),
         ({"--features": "local:nowhere"}, "local:nowhere: no such folder"),
-        ({"--reference": "nowhere"}, "reference nowhere: no such file or folder"),
-        ({"--cfg": "1,two"}, "--cfg = '1,two' is not numbers"),
+        ({"--reference": "nowhere"}, "'nowhere': no such file or folder"),
+        ({"--cfg": "1,two"}, "'1,two'"),
         ({"--cfg": "-1"}, "--cfg = -1.0 must be a number >= 0"),
         ({"--steps": "0"}, "--steps"),
         ({"--solver": "magic"}, "magic"),
-        ({"--judge": "clip:x"}, "--judge means nothing without the metric clip"),
-        ({"--metrics": "fd,prdc", "--n": "6"}, "--metrics prdc: needs 6 pictures on both sides"),
+        ({"--judge": "clip:x"}, "has no effect without the metric clip"),
+        ({"--metrics": "fd,prdc", "--n": "6"}, "needs 6 images on both sides"),
         ({"--n": "1"}, ""),
     ],
 )
@@ -284,10 +284,10 @@ def test_a_reference_of_one_picture_and_one_without_captions(t2i, world, tmp_pat
     (tmp_path / "one").mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "one" / "0.png")
     code, _, err = t2i(*asked(world, "o", **{"--reference": "one"}))
-    assert code == 2 and "holds 1 picture; at least 2 are needed" in err, err
+    assert code == 2 and "holds 1 image; give at least 2" in err, err
     Image.new("RGB", (16, 16), "red").save(tmp_path / "one" / "1.png")
     code, _, err = t2i(*asked(world, "o", **{"--reference": "one"}))
-    assert code == 2 and "no captions to draw: give --prompts" in err, err
+    assert code == 2 and "no captions to use as prompts: give --prompts" in err, err
 
 
 def test_pictures_that_are_not_finite_end_the_run(t2i, world, tmp_path):
@@ -305,7 +305,7 @@ def test_the_numbers_of_another_model_are_kept(t2i, world, tmp_path):
     before = (tmp_path / "o" / "metrics.json").read_bytes()
     make_pipeline(unet={"norm_num_groups": 4}).save_pretrained(tmp_path / "other")
     code, _, err = t2i(*asked(world, "o", **flags | {"-m": "other"}), "--no-anchors")
-    assert code == 2 and "o holds the numbers of another model" in err, err
+    assert code == 2 and "holds the numbers of another model" in err, err
     assert (tmp_path / "o" / "metrics.json").read_bytes() == before
     assert json.loads(before)["schema_version"] == 1
     flags |= {"--metrics": "vlb", "--features": None}

@@ -13,7 +13,8 @@ from t2i.conditioning import Conditioning
 from t2i.data.transforms import to_float
 from t2i.diffusion import bound, ddpm
 from t2i.diffusion.prediction import to_prediction
-from t2i.evaluation.bound import interval, latent_bound, pixel_bound, student
+from t2i.evaluation.bound import latent_bound, pixel_bound
+from t2i.evaluation.jackknife import interval, student
 from t2i.generator.latent_diffusion import LatentDiffusion
 
 T, SEED = 12, 5
@@ -96,7 +97,7 @@ def test_what_captions_tell_is_the_difference_on_the_same_noise(pipeline):
     assert report.caption_info("beta", "contrast")[2].item() == 0  # the middle caption stays where it is
     nothing = measured(pipeline, ["", "", "", "", "a"], draws=6)
     assert nothing.caption_info("beta")[:4].tolist() == [0, 0, 0, 0]
-    with pytest.raises(ValueError, match="nothing was measured under 'contrast'"):
+    with pytest.raises(ValueError, match="the bound was not measured under 'contrast'"):
         nothing.caption_info(than="contrast")
 
 
@@ -120,7 +121,7 @@ def test_long_captions_are_counted(pipeline):
 
 
 def test_bad_input(pipeline):
-    with pytest.raises(ValueError, match="1 pictures"):
+    with pytest.raises(ValueError, match="1 images"):
         latent_bound(pipeline, PICTURES.__getitem__, ["a"], quiet=True)
     with pytest.raises(ValueError, match="contrast has 1 captions for 5"):
         measured(pipeline, contrast=["a"])

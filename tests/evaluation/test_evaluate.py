@@ -1,19 +1,19 @@
-"""What an evaluation is made of: the store, its stages, the prompts, the metrics' names, both sides' bias."""
+"""Parts of an evaluation: the store and its stages, prompts, names of metrics, the bias of both sides."""
 
 import numpy as np
 import pytest
 import torch
 
+from t2i.evaluation.evaluation import choose_prompts
 from t2i.evaluation.features import Features
-from t2i.evaluation.figures import anchors_of, shown, sweep
+from t2i.evaluation.figures import baselines_of, debiased, sweep
 from t2i.evaluation.frechet import Moments, Reference, distance, frechet
+from t2i.evaluation.image_sets import ImageSet, batches, gathered, stored
 from t2i.evaluation.jackknife import distances, moments_by_group
 from t2i.evaluation.measures import groups_of, joint, local_name, measure, parse_metrics
-from t2i.evaluation.picture_sets import PictureSet, batches, gathered, stored
 from t2i.evaluation.protocol import Protocol
 from t2i.evaluation.report import Page, render
 from t2i.evaluation.rows import Row
-from t2i.evaluation.setting import choose_prompts
 from t2i.evaluation.store import Store, Task, digest, fill
 
 
@@ -70,14 +70,14 @@ def test_features_are_kept_by_pictures_and_network(tmp_path):
 
     store, network = Store(tmp_path), Mean("mean", torch.nn.Linear(1, 1))
     pixels = torch.randint(0, 256, (5, 3, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    one = PictureSet.of(5, 2, lambda rows: pixels[list(rows)], "one")
+    one = ImageSet.of(5, 2, lambda rows: pixels[list(rows)], "one")
     for _ in range(2):
         fill(store, "features", one.feature_tasks(network), quiet=True)
     assert network.calls == 3
     assert torch.equal(gathered(store, "features", one.feature_tasks(network)), pixels.float().mean((2, 3)))
     network.fingerprint = "g"
     fill(store, "features", one.feature_tasks(network), quiet=True)
-    assert network.calls == 6 and PictureSet.of(5, 2, one.read, "two").key != one.key
+    assert network.calls == 6 and ImageSet.of(5, 2, one.read, "two").key != one.key
 
 
 def test_prompts_of_more_begin_with_those_of_fewer():
@@ -86,9 +86,9 @@ def test_prompts_of_more_begin_with_those_of_fewer():
     many, _ = choose_prompts(captions, 25)
     assert many[:4] == few and [captions[i] for i in origins] == few
     assert sorted(many[:10]) == sorted(captions) and many[10:20] == many[:10]
-    with pytest.warns(UserWarning, match="2 of 4 captions are empty"):
+    with pytest.warns(UserWarning, match="2 of 4 captions are empty: not used"):
         assert sorted(choose_prompts(["a", "", "b", " "], None)[0]) == ["a", "b"]
-    with pytest.raises(ValueError, match="no captions to draw: give --prompts"):
+    with pytest.raises(ValueError, match="no captions to use as prompts: give --prompts"):
         choose_prompts(["", ""], 2)
 
 
@@ -183,7 +183,7 @@ def test_a_sweep_is_a_curve_by_guidance(tmp_path):
     }  # fmt: skip
     assert sweep(rows[:3]) == {}
     anchor = rows[0].model_copy(update={"extra": {**rows[0].extra, "anchor": "real"}})
-    assert anchors_of([*rows, anchor], "fd") == {"real": shown(anchor)} and len(sweep([*rows, anchor])["fd"]) == 2
+    assert baselines_of([*rows, anchor], "fd") == {"real": debiased(anchor)} and len(sweep([*rows, anchor])["fd"]) == 2
 
 
 def test_the_page_is_escaped_and_refuses_unlike_protocols(tmp_path):
@@ -194,5 +194,5 @@ def test_the_page_is_escaped_and_refuses_unlike_protocols(tmp_path):
     assert "&lt;b&gt;model" in text and "FD[f@aaaaaaaa]" in text
     assert "Nothing here compares with published FID" in text and "bias at these n" in text
     other = rows[0].model_copy(update={"protocol": protocol(guidance=4.0).model_copy(update={"fingerprint": "b" * 64})})
-    with pytest.raises(ValueError, match=r"fingerprint = .* do not stand in one table"):
+    with pytest.raises(ValueError, match=r"fingerprint = .* do not share a table"):
         render([*rows, other], page, {})

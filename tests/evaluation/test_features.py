@@ -14,7 +14,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2
 from t2i.data.transforms import to_float
 from t2i.evaluation import features as room
 from t2i.evaluation.features import INCEPTION_FILE, open_features
-from t2i.evaluation.reading import extract
+from t2i.evaluation.image_sets import ImageSet, gathered
+from t2i.evaluation.store import Store, fill
 from t2i.text.towers import ImageTower, ImageTowerConfig
 
 ROOT = Path(__file__).parents[2]
@@ -169,37 +170,39 @@ def drawn(rows):
     return torch.stack([torch.randint(0, 256, (3, 16, 16), generator=draw) for draw in draws]).to(torch.uint8)
 
 
-def rank(number, count, store, tower, path, threads):
+def extract(features, read, n, folder):
+    tasks, store = ImageSet.of(n, 8, read, "images").feature_tasks(features), Store(folder)
+    fill(store, "features", tasks, quiet=True)
+    return gathered(store, "features", tasks)
+
+
+def rank(number, count, rendezvous, tower, folder, threads):
     torch.set_num_threads(threads)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=number, world_size=count)
-    torch.save(extract(open_features(f"local:{tower}"), drawn, 37, batch=8), path)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=number, world_size=count)
+    torch.save(extract(open_features(f"local:{tower}"), drawn, 37, folder), folder / f"rank{number}.pt")
     dist.destroy_process_group()
 
 
 def test_two_processes_and_one_agree_to_the_last_bit(tower, tmp_path):
-    alone = extract(open_features(f"local:{tower}"), drawn, 37, batch=8)
-    paths = [tmp_path / f"rank{number}.pt" for number in range(2)]
-    common = (tmp_path / "store", tower)
-    threads = torch.get_num_threads()
-    started = [server.Process(target=rank, args=(i, 2, *common, path, threads)) for i, path in enumerate(paths)]
+    alone = extract(open_features(f"local:{tower}"), drawn, 37, tmp_path / "alone")
+    common = (2, tmp_path / "rendezvous", tower, tmp_path, torch.get_num_threads())
+    started = [server.Process(target=rank, args=(number, *common)) for number in range(2)]
     for process in started:
         process.start()
     for process in started:
         process.join(120)
         assert process.exitcode == 0
     assert alone.shape == (37, 24)
-    assert all(torch.equal(alone, torch.load(path)) for path in paths)
+    assert all(torch.equal(alone, torch.load(tmp_path / f"rank{number}.pt")) for number in range(2))
 
 
-def test_batches_are_cut_by_index(tower):
+def test_batches_are_cut_by_index(tower, tmp_path):
     x, seen = pictures(20), []
 
     def read(rows):
         seen.append(list(rows))
         return x[list(rows)]
 
-    heard = []
-    extract(open_features(f"local:{tower}"), read, 20, batch=8, report=heard.append)
+    extract(open_features(f"local:{tower}"), read, 20, tmp_path)
     assert [rows[0] for rows in seen] == [0, 8, 16]
-    assert heard == [8, 16, 20]
     assert seen[2] == [16, 17, 18, 19]

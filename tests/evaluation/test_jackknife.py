@@ -9,11 +9,9 @@ from t2i.evaluation.jackknife import (
     Replicates,
     distances,
     group_by,
-    infinity,
-    jackknife,
     mean_of,
     moments_by_group,
-    paired,
+    ratio_of,
     replicates,
 )
 
@@ -40,7 +38,7 @@ def fd(moments):
 def test_the_intervals_cover():
     """Of the distance at n samples the interval about the value; of the true distance the one about `debiased`."""
     n, trials = 400, 100
-    found = [jackknife(groups_of(draw(n, seed)), fd) for seed in range(trials)]
+    found = [replicates(groups_of(draw(n, seed)), fd).estimate() for seed in range(trials)]
     expected = np.mean([e.value for e in found])
     held = np.mean([e.ci95[0] <= expected <= e.ci95[1] for e in found])
     held_truth = np.mean([abs(e.debiased - EXACT) <= (e.ci95[1] - e.ci95[0]) / 2 for e in found])
@@ -85,19 +83,43 @@ def test_replicates_are_those_of_the_samples_left(n):
 def test_pairs_are_sharper_than_strangers():
     x = draw(400, 5)
     near, far = 1.02 * x + 0.05 * draw(400, 6), 1.02 * draw(400, 7)
-    assert paired(groups_of(near), groups_of(x), fd).se < 0.5 * paired(groups_of(far), groups_of(x), fd).se
-    assert paired(groups_of(x), groups_of(x), fd) == (0, 0, (0, 0), 0)
+
+    def paired(ours, theirs):
+        return replicates(groups_of(ours), fd).minus(replicates(groups_of(theirs), fd)).estimate()
+
+    assert paired(near, x).se < 0.5 * paired(far, x).se
+    assert paired(x, x) == (0, 0, (0, 0), 0)
     with pytest.raises(ValueError, match="the same prompts"):
         Replicates(1.0, (1.0, 2.0)).minus(Replicates(1.0, (1.0, 2.0, 3.0)))
 
 
-def test_a_line_in_one_over_n_meets_the_truth():
-    found = [infinity(draw(2000, seed), TRUTH, seed) for seed in range(8)]
-    lifted = [fd(Moments.of(draw(2000, seed))) for seed in range(8)]
-    assert abs(np.mean(found) - EXACT) < 0.5 * abs(np.mean(lifted) - EXACT)
-    assert infinity(draw(2000, 1), TRUTH) == infinity(draw(2000, 1), TRUTH)
-    with pytest.raises(ValueError, match="too few"):
-        infinity(draw(3, 1), TRUTH)
+def infinity(features):
+    """FD∞ by Chong & Forsyth (2020): a line in 1/N through FD_N of subsets of 15 sizes, read at 1/N = 0."""
+    n = len(features)
+    sizes = np.linspace(n // 10, n, 15).astype(int)
+    values = [
+        fd(Moments.of(features[torch.randperm(n, generator=torch.Generator().manual_seed(m))[:m]]))
+        for m in sizes.tolist()
+    ]
+    return np.polyfit(1 / sizes, values, 1)[1]
+
+
+def test_debiased_distances_agree_with_a_line_in_one_over_n():
+    samples = [draw(2000, seed) for seed in range(8)]
+    line = np.mean([infinity(x) for x in samples])
+    debiased = np.mean([replicates(groups_of(x), fd).estimate().debiased for x in samples])
+    bias = abs(np.mean([fd(Moments.of(x)) for x in samples]) - EXACT)
+    assert abs(line - EXACT) < 0.5 * bias and abs(debiased - EXACT) < 0.5 * bias
+
+
+def test_a_ratio_leaves_out_groups_of_both_sums():
+    hits, counts, groups = (
+        torch.tensor([1.0, 0, 2, 1]).double(),
+        torch.tensor([1.0, 1, 2, 0]).double(),
+        torch.tensor([0, 0, 1, 1]),
+    )
+    assert ratio_of(hits, counts, groups) == Replicates(1.0, (1.5, 0.5))
+    assert ratio_of(hits, counts, torch.tensor([0, 0, 0, 1])) == Replicates(1.0, ())
 
 
 def test_few_samples_are_said_once():

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from t2i.evaluation.cmmd import cmmd
 from t2i.evaluation.jackknife import group_by
-from t2i.evaluation.kid import kid
+from t2i.evaluation.kernel_distances import cmmd, kid
 from t2i.evaluation.prdc import prdc
 
 
@@ -20,7 +19,7 @@ def places(n):
 
 def test_kid_is_torch_fidelitys_and_its_replicates_are_of_the_samples_left(monkeypatch):
     theirs = pytest.importorskip("torch_fidelity.metric_kid")
-    monkeypatch.setattr("t2i.evaluation.mmd.BLOCK", 37)
+    monkeypatch.setattr("t2i.evaluation.kernel_distances.BLOCK", 37)
     x, y, groups = draw(200, 0, 0.2), draw(200, 1), places(200)
     found = kid(x, y, groups)
     options = {"kid_kernel": "poly", "kid_kernel_poly_degree": 3, "kid_kernel_poly_gamma": None}

@@ -1,4 +1,4 @@
-"""The reference's pictures, the anchors made of them, and the score of captions."""
+"""The reference's images, the baselines derived from them, and the CLIP score."""
 
 import numpy as np
 import pyarrow as pa
@@ -10,13 +10,13 @@ from pipeline.tiny import CAPTIONS, make_text, make_vae
 
 from t2i.data.transforms import crop, to_float
 from t2i.errors import RunFailed
-from t2i.evaluation.anchors import coupled, half_against_half, noisy, real_against_real, reconstructed, shuffled
-from t2i.evaluation.clip_score import clip_score, open_judge, own_family
+from t2i.evaluation.baselines import coupled, noisy, reconstructed, shuffled
+from t2i.evaluation.clip_score import open_judge, own_family
 from t2i.evaluation.features import open_features
 from t2i.evaluation.frechet import Moments, Reference, frechet
-from t2i.evaluation.jackknife import group_by
+from t2i.evaluation.image_sets import to_uint8
+from t2i.evaluation.jackknife import distances, group_by, mean_of, moments_by_group
 from t2i.evaluation.protocol import Protocol
-from t2i.evaluation.reading import extract, to_uint8
 from t2i.evaluation.reference import check_reference, open_reference
 from t2i.evaluation.stats import save_reference
 from t2i.text.clip import CLIPTextEncoder
@@ -60,21 +60,21 @@ def test_parquet_is_the_same(folder, tmp_path):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"image": rows, "text": ["a"] * 6}), path)
     assert open_reference(path, (16, 16)).hash == open_reference(folder, (16, 16)).hash
-    with pytest.raises(ValueError, match="reference: caption_column = 'what' is no column"):
+    with pytest.raises(ValueError, match="caption_column = 'what' is no column"):
         open_reference(path, (16, 16), caption_column="what")
 
 
 def test_bad_references_are_refused(tmp_path, folder):
-    for path, message in ((tmp_path / "none", "no such file"), (folder / "0.txt", "is needed")):
+    for path, message in ((tmp_path / "none", "no such file"), (folder / "0.txt", "file of statistics")):
         with pytest.raises(ValueError, match=message):
             open_reference(path, (16, 16))
     one = tmp_path / "one"
     one.mkdir()
     picture(0).save(one / "0.png")
-    with pytest.raises(ValueError, match="holds 1 picture; at least 2"):
+    with pytest.raises(ValueError, match="holds 1 image; give at least 2"):
         open_reference(one, (16, 16))
     Image.fromarray(np.full((8, 8), np.nan, dtype=np.float32)).save(one / "1.tiff")
-    with pytest.raises(ValueError, match=r"1 of 2 pictures are unreadable or hold NaN \(first: 1.tiff: .*finite"):
+    with pytest.raises(ValueError, match=r"1 of 2 images are unreadable or hold NaN \(first: 1.tiff: .*finite"):
         open_reference(one, (16, 16))
 
 
@@ -91,7 +91,7 @@ def test_statistics_of_others_are_refused(tmp_path):
             check_reference(found, protocol.model_copy(update={key: value}))
     np.savez(tmp_path / "theirs.npz", mu=np.zeros(4), sigma=np.eye(4))
     [said] = check_reference(open_reference(tmp_path / "theirs.npz", (16, 16)), protocol)
-    assert "do not say their fingerprint" in said
+    assert "do not record their fingerprint" in said
 
 
 def test_pixels_that_are_not_finite_end_the_run():
@@ -114,17 +114,24 @@ def test_anchors_are_in_their_order():
     n = 200
 
     def vectors(read):
-        return extract(features, read, n)[:, :40]
+        return torch.cat([features(read(range(a, a + 50))) for a in range(0, n, 50)])[:, :40]
 
     real = vectors(gradients)
     reference = Reference.of(Moments.of(real))
     ladder = [frechet(Moments.of(vectors(noisy(gradients, std))), reference).value for std in (4.0, 16.0, 64.0)]
-    floor = real_against_real(real).estimate()
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+
+    def halves(sample):
+        ours, theirs = order[: n // 2], order[n // 2 :]
+        groups = group_by([str(i) for i in ours.tolist()])
+        return distances(moments_by_group(sample[ours], groups), Reference.of(Moments.of(real[theirs])))
+
+    floor = halves(real).estimate()
     assert 0 < floor.value < ladder[1] < ladder[2]
     assert ladder[0] < ladder[1]
     assert floor.debiased == pytest.approx(0, abs=3 * floor.se)
     noise = vectors(noisy(gradients, 64.0))
-    cost = half_against_half(noise, real).minus(real_against_real(real)).estimate()
+    cost = halves(noise).minus(halves(real)).estimate()
     assert cost.ci95[0] > 0
     pairs = coupled(noise, real, group_by([str(i) for i in range(n)])).estimate()
     assert pairs.value == pytest.approx(ladder[2], rel=1e-6)
@@ -162,12 +169,13 @@ def pair(tmp_path_factory):
 def test_the_score_is_a_cosine_of_the_pair(pair):
     judge = open_judge(f"local:{pair / 'image'}+{pair / 'text'}")
     prompts = [CAPTIONS[i % 4] for i in range(12)]
-    found, cut = clip_score(judge, gradients, prompts, group_by(prompts), batch=5)
+    cosines, cut = judge.cosines(gradients(range(12)), prompts)
+    found = mean_of(cosines, group_by(prompts))
     images = ImageTower.load(pair / "image")(to_float(gradients(range(12)))).detach()
     texts = CLIPTextEncoder.load(pair / "text")(prompts).conditioning.pooled
     assert found.full == pytest.approx(torch.cosine_similarity(images, texts).mean().item(), abs=1e-6)
     assert len(found.without) == 4 and cut == 0
-    assert clip_score(judge, gradients, ["a red " * 30] * 2 + ["b"], torch.tensor([0, 0, 1]))[1] == 2
+    assert judge.cosines(gradients(range(3)), ["a red " * 30] * 2 + ["b"])[1] == 2
 
 
 def test_a_judge_of_the_own_family_is_flagged(pair):
@@ -186,5 +194,5 @@ def test_unknown_judges_are_told_the_known(name):
 
 def test_towers_of_two_pairs_are_refused(pair, tmp_path):
     ImageTower(ImageTowerConfig(channels=(8,), blocks=(1,), groups=4, projection_dim=8)).save(tmp_path)
-    with pytest.raises(ValueError, match="8 dimensions, texts in 16"):
+    with pytest.raises(ValueError, match="8 dimensions, texts to 16"):
         open_judge(f"local:{tmp_path}+{pair / 'text'}")

@@ -53,7 +53,7 @@ def test_only_verified_weights_are_fid():
 )  # fmt: skip
 def test_unlike_numbers_share_no_table(field, value):
     other = Row.of("fd", ESTIMATE, BASE.model_copy(update={field: value, "guidance": 3.0}))
-    with pytest.raises(ValueError, match=f"^{field} = .* do not stand in one table"):
+    with pytest.raises(ValueError, match=f"^{field} = .* do not share a table"):
         table([Row.of("fd", ESTIMATE, BASE), other], varies=("guidance",))
     with pytest.raises(ValueError, match=f"{field} cannot vary"):
         check_alike([BASE], varies=(field,))

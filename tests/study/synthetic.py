@@ -7,7 +7,7 @@ from typing import Any
 from t2i import randomness
 from t2i.evaluation.protocol import Protocol
 from t2i.evaluation.rows import Row
-from t2i.study.table import write_results
+from t2i.study.results import write_results
 
 ENCODERS = {"mini": 5e4, "small": 5e5, "large": 5e6}
 UNETS = {"tiny": 1e5, "base": 1e6, "wide": 1e7}

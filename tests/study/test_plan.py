@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from t2i.config import load_recipe
-from t2i.study import estimate, known
-from t2i.study.engine import study
+from t2i.study import encoder_sizes, estimate
 from t2i.study.plan import Run, axis_of, runs_of
 from t2i.study.recipe import StudyRecipe
-from t2i.study.stages import Stage, work
+from t2i.study.run import Stage, study, work
 from t2i.study.training import train_recipe
 from tests.study import tiny
 
@@ -49,8 +48,8 @@ def test_known_sizes_are_those_of_the_networks():
     )
     with torch.device("meta"):
         sizes = [sum(p.numel() for p in network.parameters()) for network in (T5EncoderModel(t5), CLIPTextModel(clip))]
-    found = [known.find("google/t5-v1_1-base"), known.find("clip:openai/clip-vit-large-patch14")]
-    assert [k.parameters for k in found if k] == sizes and known.find("somebody/else") is None
+    found = [encoder_sizes.find("google/t5-v1_1-base"), encoder_sizes.find("clip:openai/clip-vit-large-patch14")]
+    assert [k.parameters for k in found if k] == sizes and encoder_sizes.find("somebody/else") is None
 
 
 def test_order_first_what_sensitivity_needs_then_one_seed_of_everything(tmp_path):
@@ -127,7 +126,7 @@ def test_every_encoder_that_does_not_resolve_is_named_before_anything_is_done(tm
 
 
 def test_two_workers_share_stages_and_do_each_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("t2i.study.stages.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("t2i.study.run.POLL_SECONDS", 0.01)
     done: list[str] = []
     said: list[str] = []
 

@@ -10,27 +10,27 @@ import torch
 from PIL import Image
 
 from t2i.evaluation.jackknife import Replicates
-from t2i.study import figures, report, stats, words
-from t2i.study.table import read_results, write_results
+from t2i.study import conclusions, contrasts, figures, report
+from t2i.study.results import read_results, write_results
 from tests.study.synthetic import row, write_study
 
 
 def concluded(folder, **truth) -> str:
     write_study(folder, **truth)
-    return " ".join(words.conclusion(read_results(folder)))
+    return " ".join(conclusions.conclusion(read_results(folder)))
 
 
 def test_slope_is_that_of_the_truth_and_its_interval_holds_it(tmp_path):
     write_study(tmp_path, encoder_slope=0.1, unet_slope=0.02)
     results = read_results(tmp_path)
-    encoders = stats.points(results, "encoder", "binding")["ladder"]
+    encoders = contrasts.points(results, "encoder", "binding")["ladder"]
     assert [p.parameters for p in encoders] == [50_000, 500_000, 5_000_000]
-    found = stats.slope(encoders)
+    found = contrasts.slope(encoders)
     assert found is not None and found.seeds == 3
     assert found.low is not None and found.high is not None and found.low < 0.1 < found.high and found.half < 0.02
-    unets = stats.points(results, "unet", "binding")["U-Nets"]
+    unets = contrasts.points(results, "unet", "binding")["U-Nets"]
     assert [p.name for p in unets] == ["tiny", "base", "wide"]
-    between = stats.slope_difference(encoders, unets)
+    between = contrasts.slope_difference(encoders, unets)
     assert between is not None and between.sign == 1 and abs(between.value - 0.08) < 0.02
 
 
@@ -39,22 +39,24 @@ def alone(*values):
 
 
 def test_interval_over_seeds_is_students():
-    found = stats.over_seeds(alone(1.0, 2.0, 3.0))
+    found = contrasts.over_seeds(alone(1.0, 2.0, 3.0))
     assert found.value == 2 and found.half == pytest.approx(4.302652730 / math.sqrt(3)) and not found.captions
-    assert found.sign == 0 and stats.over_seeds(alone(1.0)).half is None and stats.over_seeds(alone(1.0)).sign == 0
+    assert (
+        found.sign == 0 and contrasts.over_seeds(alone(1.0)).half is None and contrasts.over_seeds(alone(1.0)).sign == 0
+    )
 
 
 def test_what_other_captions_would_change_is_in_an_interval():
     """It is the same for all seeds, which draw the same captions, so it does not show between them."""
     without = (0.1 * torch.randn(20, generator=torch.Generator().manual_seed(0)).double()).tolist()
     each = [Replicates(x, tuple(x + w for w in without)) for x in (1.0, 2.0, 3.0)]
-    found, captions = stats.over_seeds(each), each[0].estimate()
+    found, captions = contrasts.over_seeds(each), each[0].estimate()
     assert found.captions and found.half == pytest.approx(
         math.hypot(4.302652730 / math.sqrt(3), captions.ci95[1] - captions.value)
     )
-    same = stats.over_seeds([each[0]] * 3)
+    same = contrasts.over_seeds([each[0]] * 3)
     assert same.half == pytest.approx(captions.ci95[1] - captions.value)
-    assert not stats.over_seeds([*each, *alone(2.0)]).captions
+    assert not contrasts.over_seeds([*each, *alone(2.0)]).captions
 
 
 def test_intervals_hold_the_truth_where_seeds_share_their_captions():
@@ -65,7 +67,7 @@ def test_intervals_hold_the_truth_where_seeds_share_their_captions():
         pictures += 0.1 * torch.randn(3, 1, 1, generator=generator)
         groups = pictures.double().mean(2)
         each = [Replicates(g.mean().item(), tuple(((g.sum() - g) / 19).tolist())) for g in groups]
-        found = stats.over_seeds(each)
+        found = contrasts.over_seeds(each)
         assert found.half is not None
         hits += abs(found.value) <= found.half
     assert hits >= 0.93 * 400
@@ -76,19 +78,20 @@ def test_slopes_are_of_the_sizes_that_the_seeds_share():
     numbers = {50_000: 0.2, 500_000: 0.6, 5_000_000: 0.6}
     seeds = {50_000: (0, 1, 2), 500_000: (0,), 5_000_000: (0, 1, 2)}
     group = [
-        stats.Point(str(p), p, {}, {seed: Replicates(value, ()) for seed in seeds[p]}) for p, value in numbers.items()
+        contrasts.Point(str(p), p, {}, {seed: Replicates(value, ()) for seed in seeds[p]})
+        for p, value in numbers.items()
     ]
-    found = stats.slope(group)
+    found = contrasts.slope(group)
     assert found is not None and found.value == pytest.approx(0.2) and found.half == pytest.approx(0, abs=1e-12)
-    assert [p.name for p in stats.shared_sizes(group)] == ["50000", "5000000"]
-    assert len(stats.shared_sizes(group[:1])) == 1
+    assert [p.name for p in contrasts.shared_sizes(group)] == ["50000", "5000000"]
+    assert len(contrasts.shared_sizes(group[:1])) == 1
 
 
 def test_a_seed_with_two_sizes_has_a_slope_and_one_with_one_has_none(tmp_path):
     write_study(tmp_path)
-    [group] = [g for f, g in stats.points(read_results(tmp_path), "encoder", "binding").items() if f]
+    [group] = [g for f, g in contrasts.points(read_results(tmp_path), "encoder", "binding").items() if f]
     del group[1].each[1], group[0].each[2], group[1].each[2]
-    assert sorted(stats.slopes_by_seed(group)) == [0, 1]
+    assert sorted(contrasts.slopes_by_seed(group)) == [0, 1]
 
 
 def test_says_what_the_slopes_are(tmp_path):
@@ -123,8 +126,8 @@ def test_says_where_a_ladder_is_near_the_floor(tmp_path):
 def test_scenes_that_are_wholly_right_have_slopes_too(tmp_path):
     write_study(tmp_path, encoder_slope=0.1, exact=True)
     results = read_results(tmp_path)
-    assert stats.compared(results) == ["binding", "exact", "fd"]
-    said = " ".join(words.conclusion(results))
+    assert contrasts.compared(results) == ["binding", "exact", "fd"]
+    said = " ".join(conclusions.conclusion(results))
     assert re.search(r"exact rises by 0\.05\d* \[0\.0\d+, 0\.0\d+\] per decade of ladder encoder", said)
 
 
@@ -188,7 +191,7 @@ def test_numbers_of_unlike_protocols_are_refused(tmp_path):
 def test_runs_of_unlike_lengths_are_refused(tmp_path):
     write_study(tmp_path)
     change(tmp_path, lambda head: head["runs"]["bag.base.0"].update(steps=20))
-    with pytest.raises(ValueError, match=r"was trained for 10 steps, bag\.base\.0 for 20: they do not stand in one"):
+    with pytest.raises(ValueError, match=r"was trained for 10 steps, bag\.base\.0 for 20: they do not share a"):
         read_results(tmp_path)
 
 
@@ -197,7 +200,7 @@ def test_runs_of_unlike_lengths_are_refused(tmp_path):
     [
         (lambda head: head["protocols"].clear(), "study.json and results.csv do not belong together"),
         (lambda head: head.pop("protocols"), "study.json and results.csv do not belong together"),
-        (lambda head: head["runs"].pop("bag.base.0"), "study.json knows nothing of the run bag.base.0"),
+        (lambda head: head["runs"].pop("bag.base.0"), "study.json lacks the run bag.base.0"),
     ],
 )
 def test_files_of_two_moments_are_refused(tmp_path, how, message):
@@ -240,7 +243,7 @@ def test_folders_without_a_study_are_refused(tmp_path):
         report.write(tmp_path)
     write_study(tmp_path)
     (tmp_path / "results.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"results\.csv: no table of a study's rows"):
+    with pytest.raises(ValueError, match=r"results\.csv: not a table of a study's rows"):
         report.write(tmp_path)
 
 
@@ -248,12 +251,12 @@ def test_what_two_runs_share_cancels_in_their_difference(tmp_path):
     """The captions move the numbers of all runs together: only what they do not share is an error."""
     write_study(tmp_path, seeds=1, effect=0.1)
     results = read_results(tmp_path)
-    alone = stats.apart(results, "binding")
+    alone = contrasts.apart(results, "binding")
     luck = 0.1 * torch.randn(20, generator=torch.Generator().manual_seed(0))
     for about in results.runs.values():
         if each := about.get("replicates"):
             full, *without = each["binding@2"]
             each["binding@2"] = [full, *(x + y for x, y in zip(without, luck.tolist(), strict=True))]
-    together = stats.apart(results, "binding")
+    together = contrasts.apart(results, "binding")
     assert alone is not None and together is not None and together.se == pytest.approx(alone.se)
     assert together.ratio > 5 and together.seeds == 1

@@ -12,13 +12,13 @@ import pytest
 
 from t2i.component import read_safetensors
 from t2i.config import load_recipe
-from t2i.study import engine, report
-from t2i.study.engine import stages_of, study
-from t2i.study.files import REPORT, sheet_name
-from t2i.study.lab import Lab
+from t2i.study import report
+from t2i.study import run as engine
+from t2i.study.measure import Lab
 from t2i.study.plan import runs_of
 from t2i.study.recipe import StudyRecipe
-from t2i.study.table import read_results
+from t2i.study.results import REPORT, read_results, sheet_name
+from t2i.study.run import stages_of, study
 from tests.hang import SECONDS
 from tests.study import tiny
 
@@ -72,7 +72,9 @@ def test_a_killed_study_goes_on_and_a_finished_one_has_nothing_to_do(finished, r
 
 def test_finished_runs_do_not_stand_beside_longer_ones(finished, recipe):
     longer = recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": recipe.train.steps + 1})})
-    with pytest.raises(ValueError, match=r"oracle\.base\.0: is trained, for \d+ steps; with train\.steps=\d+ it would"):
+    with pytest.raises(
+        ValueError, match=r"oracle\.base\.0: was trained for \d+ steps; runs of train\.steps=\d+ do not"
+    ):
         study(longer)
 
 

@@ -1,4 +1,4 @@
-"""`t2i study sigma`: the ways share their noise, are the solvers' own, and leave numbers, a table and a picture."""
+"""Variances of Algorithm 2: they share their noise, agree with the solvers, and give numbers, a table and images."""
 
 import csv
 import json
@@ -11,7 +11,9 @@ from PIL import Image
 from pipeline.tiny import CAPTIONS, make_pipeline
 
 from t2i.__main__ import main
-from t2i.evaluation.sigma import WAYS, Ask, _job, _Samples, draw
+from t2i.evaluation.generated import ModelSamples, Sampling
+from t2i.evaluation.protocol import Protocol
+from t2i.evaluation.variance import WAYS, Samples, prepare, sample
 
 PROMPTS = CAPTIONS[:3]
 SCHEDULER = {"num_train_timesteps": 8, "beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
@@ -54,11 +56,17 @@ def study(monkeypatch, capsys):
     return run
 
 
+def job_of(pipeline, copies, steps, guidance):
+    subject = ModelSamples(pipeline, "tiny", Sampling((guidance,), "ddpm", steps, batch=4), "float32")
+    subject.set_prompts([prompt for prompt in PROMPTS for _ in range(copies)])
+    return prepare(subject)
+
+
 def test_the_ways_are_the_solvers_from_the_same_noise(pipeline):
-    job = _job(pipeline, PROMPTS, Ask(copies=2, steps=4, guidance=3.0, batch_size=4))
+    job = job_of(pipeline, copies=2, steps=4, guidance=3.0)
     found = {}
     for way in WAYS:
-        found[way] = torch.cat([list(draw(pipeline, job, way, *batch))[-1] for batch in job.batches])
+        found[way] = torch.cat([list(sample(pipeline, job, way, *batch))[-1] for batch in job.batches])
     for way, solver in (("beta_tilde", "ddpm"), ("ddim", "ddim")):
         options = {"num_inference_steps": 4, "guidance_scale": 3.0, "solver": solver, "num_images_per_prompt": 2}
         wanted = pipeline(PROMPTS, seeds=0, output_type="latent", **options).images
@@ -68,8 +76,8 @@ def test_the_ways_are_the_solvers_from_the_same_noise(pipeline):
 
 
 def test_without_noise_the_mean_alone_is_followed(pipeline):
-    job = _job(pipeline, PROMPTS, Ask(copies=1, steps=3, guidance=1.0))
-    steps = list(draw(pipeline, job, "zero", 0, 3))
+    job = job_of(pipeline, copies=1, steps=3, guidance=1.0)
+    steps = list(sample(pipeline, job, "zero", 0, 3))
     x, (t, s) = job.noise(0, 3).start, job.levels[:2]
     with torch.no_grad():
         v = pipeline.generator.unet(x, torch.full((3,), t.t - 1), pipeline.text_encoder(PROMPTS).conditioning)
@@ -81,18 +89,16 @@ def test_without_noise_the_mean_alone_is_followed(pipeline):
 def test_statistics_of_known_latents(pipeline):
     latents = torch.zeros(6, 4, 8, 8)
     latents[2:4], latents[4] = 1.0, 3.0
-    samples = _Samples(pipeline, latents, torch.arange(6) // 2)
+    samples = Samples(pipeline, latents, torch.arange(6) // 2)
     found = samples.statistics(torch.arange(6))
     assert found["latent_mean"] == pytest.approx(5 / 6) and found["latent_std"] == pytest.approx(
         math.sqrt(11 / 6 - 25 / 36)
     )
     assert found["diversity_of_a_prompt"] == pytest.approx(1.0)  # pairs 0, 0, 3
     assert found["diversity"] == pytest.approx((6 * 1 + 3 * 3 + 2 * 2) / 15)
-    rows = samples.rows("zero", _Samples(pipeline, latents + 1, torch.arange(6) // 2))
-    paired = {row["metric"]: row for row in rows if row["against"] == "beta"}
-    assert paired["latent_mean"]["value"] == pytest.approx(-1) and paired["latent_mean"]["se"] == pytest.approx(
-        0, abs=1e-9
-    )
+    rows = samples.rows("zero", Protocol(n=6), Samples(pipeline, latents + 1, torch.arange(6) // 2))
+    paired = {row.metric: row for row in rows if row.extra["against"] == "beta"}
+    assert paired["latent_mean"].value == pytest.approx(-1) and paired["latent_mean"].se == pytest.approx(0, abs=1e-9)
 
 
 def test_the_command_leaves_numbers_a_table_and_a_picture(study, model, reference, tmp_path):
@@ -116,6 +122,8 @@ def test_the_command_leaves_numbers_a_table_and_a_picture(study, model, referenc
         assert sheet.width > 5 * 128 and sheet.height > 6 * 128
     page = (out / "report.html").read_text()
     assert page.count("<img") == 6 * 5 and "diversity" in page and "sigma = 0" in page
+    bounds = [row for row in rows if row["metric"] == "vlb"]
+    assert {row["n"] for row in bounds} == {4}
     code, _, err = study(*arguments, "-o", out)
     assert code == 2 and "metrics.json" in err and "another folder" in err
 
@@ -123,12 +131,25 @@ def test_the_command_leaves_numbers_a_table_and_a_picture(study, model, referenc
 def test_bad_input(study, model, reference, tmp_path):
     out = tmp_path / "study"
     for arguments, wanted in (
-        ([], "nothing to draw"),
+        ([], "nothing to sample"),
         (["-p", "a", "-p", "b"], "2 different prompts: intervals need 3"),
-        (["--reference", tmp_path / "none.parquet"], "none.parquet: no such file"),
+        (["--reference", tmp_path / "none.parquet"], "none.parquet': no such file"),
         (["--reference", reference, "--steps", 9], "num_inference_steps = 9 is not in 1..8"),
         (["--reference", reference, "--device", "nowhere"], "device = 'nowhere'"),
     ):
         code, _, err = study("-m", model, *arguments, "-o", out)
         assert code == 2 and wanted in err, err
         assert not out.exists()
+
+
+def test_an_evaluation_compares_variances_too(monkeypatch, capsys, model, reference, tmp_path):
+    flags = ["--metrics", "vlb", "--variance", "--steps", 3, "--cfg", "2", "--n", 4, "--device", "cpu", "--no-anchors"]
+    command = ["t2i", "evaluate", "-m", model, "--reference", reference, *flags, "-o", tmp_path / "o"]
+    monkeypatch.setattr(sys, "argv", [str(part) for part in command])
+    main()
+    rows = [row for row in json.loads((tmp_path / "o" / "metrics.json").read_text())["rows"] if "way" in row]
+    assert {row["way"] for row in rows if row["metric"] == "diversity"} == {"data", *WAYS}
+    sampled = next(row for row in rows if row["way"] == "zero")
+    assert (sampled["solver"], sampled["steps"], sampled["cfg"], sampled["n"]) == ("ddpm", 3, 2.0, 4)
+    page = (tmp_path / "o" / "report.html").read_text()
+    assert "The variance of Algorithm 2" in page and "every KL divergence is infinite" in page and WAYS["zero"] in page

@@ -1,4 +1,4 @@
-"""A study's rows as small files that are kept in a repository: results.csv, and study.json with what rows share."""
+"""A study's results as small files to keep in a repository: results.csv, and study.json with what rows share."""
 
 import csv
 import io
@@ -12,13 +12,20 @@ from t2i.evaluation.rows import Row
 from t2i.files import read_json, write_text
 
 SCHEMA = 1
+REPORT = "report"  # the folder of a study that holds its results, sheets and page
+REAL, VAE, SHUFFLED = "real", "vae", "shuffled"
+BASELINES = {
+    REAL: "the test's own images",
+    VAE: "the same through the autoencoder, a bound for every generator of its latents",
+    SHUFFLED: "the same with each other's captions: perfect images that ignore their prompts",
+}
 COLUMNS = ("run", "metric", "cfg", "value", "se", "ci_low", "ci_high", "n", "hits", "protocol")
-OF_THE_RUN = {"model", "text_encoder", "seeds", "guidance", "n"}  # of a protocol's fields
+RUN_FIELDS = {"model", "text_encoder", "seeds", "guidance", "n"}  # of a protocol; all others are shared
 
 
 @dataclass(frozen=True)
 class Number:
-    """A line of results.csv; `row` is its number there, from 1, `protocol` that of what it shares with others."""
+    """A line of results.csv; `row` is its number, from 1, `protocol` the index of its shared fields."""
 
     row: int
     run: str
@@ -37,16 +44,21 @@ class Results:
 
     numbers: tuple[Number, ...]
     protocols: list[dict[str, Any]]
-    runs: dict[str, dict[str, Any]]  # what each was, took and is called by its hashes
+    runs: dict[str, dict[str, Any]]  # settings, cost and hashes of each
     study: dict[str, Any]
 
     def find(self, run: str, metric: str, cfg: float | None = None) -> Number | None:
-        """The number of a run, at a guidance where it was drawn."""
+        """Returns the number of a run and metric, at a guidance if it has one."""
         return next((x for x in self.numbers if (x.run, x.metric, x.cfg) == (run, metric, cfg)), None)
 
 
+def sheet_name(run: str, guidance: float) -> str:
+    """Returns the file name of a run's sheet of samples."""
+    return f"{run}-cfg{guidance:g}.png"
+
+
 def write_results(rows: Sequence[Row], runs: dict[str, dict[str, Any]], study: dict[str, Any], folder: Path) -> None:
-    """results.csv and study.json, each whole or not at all."""
+    """Writes results.csv and study.json, each atomically."""
     protocols: list[dict[str, Any]] = []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -54,7 +66,7 @@ def write_results(rows: Sequence[Row], runs: dict[str, dict[str, Any]], study: d
     runs = {name: dict(about) for name, about in runs.items()}
     for row in rows:
         name = str(row.extra["run"])
-        shared = row.protocol.model_dump(mode="json", exclude=OF_THE_RUN, exclude_none=True)
+        shared = row.protocol.model_dump(mode="json", exclude=RUN_FIELDS, exclude_none=True)
         if shared not in protocols:
             protocols.append(shared)
         about = runs.setdefault(name, {"anchor": row.extra.get("anchor"), "commit": row.extra.get("commit")})
@@ -68,7 +80,7 @@ def write_results(rows: Sequence[Row], runs: dict[str, dict[str, Any]], study: d
 
 
 def _lines(value: Any, depth: int) -> str:
-    """JSON with a line for each entry of the outermost mappings: a run is one line."""
+    """Formats JSON with a line for each entry of the outermost mappings: a run is one line."""
     if depth and isinstance(value, dict):
         entries = (f"{json.dumps(str(key))}: {_lines(entry, depth - 1)}" for key, entry in value.items())
         return "{\n" + ",\n".join(entries) + "\n}"
@@ -80,7 +92,7 @@ def _cell(value: Any) -> Any:
 
 
 def read_results(folder: str | Path) -> Results:
-    """The rows in a folder; one metric under two protocols is refused."""
+    """Reads the results in a folder; raises ValueError for one metric under two protocols."""
     folder = Path(folder)
     head = read_json(folder / "study.json")
     if head.get("schema_version") != SCHEMA:
@@ -92,7 +104,7 @@ def read_results(folder: str | Path) -> Results:
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file: a study writes it beside study.json") from None
     except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: no table of a study's rows ({error!r})") from None
+        raise ValueError(f"{path}: not a table of a study's rows ({error!r})") from None
     try:
         _check_alike(numbers, head["protocols"], path)
         order = {name: k for k, name in enumerate(head["study"]["planned"])}
@@ -100,31 +112,31 @@ def read_results(folder: str | Path) -> Results:
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder}: study.json and results.csv do not belong together ({error!r})") from None
     if missing := sorted({number.run for number in numbers} - runs.keys()):
-        raise ValueError(f"{folder}: study.json knows nothing of the run {missing[0]} in results.csv")
+        raise ValueError(f"{folder}: study.json lacks the run {missing[0]} of results.csv")
     _check_steps(runs, folder)
     return Results(numbers, head["protocols"], runs, head["study"])
 
 
 def _check_steps(runs: dict[str, dict[str, Any]], folder: Path) -> None:
-    """Runs of unlike lengths never share a figure."""
+    """Raises for runs of unlike lengths, which must not share a figure."""
     trained = {about["steps"]: name for name, about in runs.items() if "steps" in about}
     if len(trained) > 1:
         (a, one), (b, other) = list(trained.items())[:2]
-        raise ValueError(f"{folder}: {one} was trained for {a} steps, {other} for {b}: they do not stand in one figure")
+        raise ValueError(f"{folder}: {one} was trained for {a} steps, {other} for {b}: they do not share a figure")
 
 
 def _number(k: int, line: dict[str, str]) -> Number:
-    def maybe(name: str) -> float | None:
+    def optional(name: str) -> float | None:
         return float(line[name]) if line[name] else None
 
-    low, high = maybe("ci_low"), maybe("ci_high")
+    low, high = optional("ci_low"), optional("ci_high")
     ci95 = None if low is None or high is None else (low, high)
     value, n, protocol = float(line["value"]), int(line["n"]), int(line["protocol"])
-    return Number(k, line["run"], line["metric"], maybe("cfg"), value, maybe("se"), ci95, n, protocol)
+    return Number(k, line["run"], line["metric"], optional("cfg"), value, optional("se"), ci95, n, protocol)
 
 
 def _check_alike(numbers: Sequence[Number], protocols: list[dict[str, Any]], path: Path) -> None:
-    """Numbers of unlike protocols never share a figure; floors and ceilings were drawn by no solver."""
+    """Raises for numbers of unlike protocols, which must not share a figure; baselines have no solver."""
     first: dict[tuple[str, bool], int] = {}
     for number in numbers:
         other = first.setdefault((number.metric, number.cfg is None), number.protocol)
@@ -132,5 +144,5 @@ def _check_alike(numbers: Sequence[Number], protocols: list[dict[str, Any]], pat
         if unlike := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
             raise ValueError(
                 f"{path}: {number.metric} of {number.run} has {unlike[0]} = {ours.get(unlike[0])}, others "
-                f"{theirs.get(unlike[0])}: they do not stand in one figure"
+                f"{theirs.get(unlike[0])}: they do not share a figure"
             )

@@ -1,6 +1,6 @@
 """The report's sentences, computed from the rows: first whether the set-up can see an effect, then what it saw."""
 
-from t2i.study.stats import (
+from t2i.study.contrasts import (
     FD,
     LEAST,
     Apart,
@@ -15,7 +15,7 @@ from t2i.study.stats import (
     slope,
     slope_difference,
 )
-from t2i.study.table import Results
+from t2i.study.results import Results
 
 NOT_SENSITIVE = "Not sensitive enough"
 

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 
-from t2i.evaluation.bound import student
-from t2i.evaluation.jackknife import Replicates
-from t2i.study.table import Number, Results
+from t2i.evaluation.jackknife import Replicates, student
+from t2i.study.results import Number, Results
 
 LEAST = 5.0  # standard errors that the two ends of the sensitivity check have to be apart
 FD, INFO, EXACT = "fd", "caption_info", "exact"
