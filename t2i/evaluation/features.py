@@ -1,4 +1,4 @@
-"""Feature networks by name. The word FID is kept for the verified Inception weights; all else is FD[name]."""
+"""Feature networks by name. FID is reserved for the verified Inception weights; all others are FD[name]."""
 
 import hashlib
 import warnings
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from t2i.autoencoder.kl import AutoencoderKL
 from t2i.component import fingerprint
 from t2i.data.transforms import to_float
+from t2i.errors import ConfigError
 from t2i.files import sha256
 from t2i.text.towers import ImageTower
 
@@ -27,7 +28,7 @@ INSTALL = 'pip install "t2i[evaluation]"'
 
 
 class Features(nn.Module, ABC):
-    """A frozen map from pictures to vectors. `fingerprint` changes with the weights, `resize` says how pictures enter.
+    """A frozen map from images to vectors. `fingerprint` identifies the weights, `resize` the preparation of images.
 
     `verified`: these are the Inception weights that published FIDs are computed with.
     """
@@ -46,43 +47,43 @@ class Features(nn.Module, ABC):
 
     @property
     def label(self) -> str:
-        """FID, or FD with what it is the distance of."""
+        """The name of distances of these features."""
         if self.verified:
             return "FID"
         return f"FD[{self.name}@{self.fingerprint[:8]}, d={self.dim}, resize={self.resize}]"
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode: the network is frozen."""
+        """Keeps eval mode: the network is frozen."""
         return super().train(False)
 
     @abstractmethod
     def vectors(self, pixels: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
-        """The features of pictures that are where the network is."""
+        """Computes the features of images on the network's device."""
 
     @torch.inference_mode()
     def forward(self, pixels: UInt8[Tensor, "n 3 h w"]) -> Float32[Tensor, "n d"]:
-        """The features of 8-bit pictures, in float32 and on the CPU; TensorFloat-32 is off."""
+        """Computes the features of 8-bit images, in float32 and on the CPU; TensorFloat-32 is off."""
         device = next(self.network.parameters()).device
         matmuls, convolutions = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         try:
-            found = self.vectors(pixels.to(device)).float().cpu()
+            features = self.vectors(pixels.to(device)).float().cpu()
         finally:
             torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmuls, convolutions
-        if not found.isfinite().all():
-            row = int((~found.isfinite().all(1)).nonzero()[0])
-            raise ValueError(f"{self.name}: the features of picture {row} of a batch are not finite; other weights?")
-        return found
+        if not features.isfinite().all():
+            row = int((~features.isfinite().all(1)).nonzero()[0])
+            raise ValueError(f"{self.name}: the features of image {row} of a batch are not finite; wrong weights?")
+        return features
 
 
 class LocalFeatures(Features):
-    """The image tower of a trained pair: what its last stage puts out, averaged over positions."""
+    """The image tower of `t2i train text-encoder`: the output of its last stage, averaged over positions."""
 
     resize = "none"
 
     def __init__(self, folder: str) -> None:
         if not Path(folder).is_dir():
-            raise ValueError(f"local:{folder}: no such folder; it holds the image tower of a trained text encoder")
+            raise ValueError(f"local:{folder}: no such folder; give the image tower of a trained text encoder")
         tower = ImageTower.load(folder)
         super().__init__(f"local:{folder}", tower)
         self.tower, self.fingerprint, self.dim = tower, tower.fingerprint(), tower.config.channels[-1]
@@ -135,7 +136,7 @@ class InceptionFeatures(Features):
 
 
 class VisionFeatures(Features):
-    """A vision transformer at its own resolution: DINOv2's class token, or CLIP's picture in the shared space."""
+    """A vision transformer at its own resolution: DINOv2's class token, or CLIP's image embedding."""
 
     def __init__(self, name: str, network: nn.Module, side: int, mean: Sequence[float], std: Sequence[float], dim: int):
         super().__init__(name, network)
@@ -148,7 +149,7 @@ class VisionFeatures(Features):
         self.fingerprint = fingerprint(network.state_dict(), self.resize)
 
     def prepared(self, pixels: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 s s"]:
-        """Pictures as the network reads them."""
+        """Resizes and normalises images for the network."""
         size = (self.side, self.side)
         x = nn.functional.interpolate(pixels.float(), size, mode="bicubic", antialias=True, align_corners=False)
         return (x.round().clamp(0, 255) / 255 - self.mean) / self.std
@@ -162,16 +163,16 @@ class VisionFeatures(Features):
 
 
 def open_features(name: str, vae: AutoencoderKL | None = None, size: tuple[int, int] | None = None) -> Features:
-    """Feature networks by name, on the CPU: see FORMS; `vae-latent` needs the autoencoder and (width, height)."""
+    """Opens a feature network by name (see FORMS), on the CPU; `vae-latent` needs `vae` and `size` = (width, height)."""
     kind, colon, rest = name.partition(":")
     if name == "vae-latent":
         if vae is None or size is None:
-            raise ValueError("vae-latent: these features are of a model's autoencoder, and there is no model here")
+            raise ConfigError("features", "needs a model, whose autoencoder computes them, and these are images", name)
         return LatentFeatures(vae, size)
     if kind == "inception":
         return InceptionFeatures(rest)
     if not (colon and rest):
-        raise ValueError(f"features {name!r}: write one of {FORMS}")
+        raise ConfigError("features", f"write one of {FORMS}", name)
     if kind == "local":
         return LocalFeatures(rest)
     if kind == "dinov2":
@@ -180,7 +181,7 @@ def open_features(name: str, vae: AutoencoderKL | None = None, size: tuple[int, 
         return _clip(name, rest)
     if kind == "openclip":
         return _openclip(name, rest)
-    raise ValueError(f"features {name!r}: no kind {kind!r}; write one of {FORMS}")
+    raise ConfigError("features", f"unknown kind {kind!r}; write one of {FORMS}", name)
 
 
 def _dinov2(name: str, where: str) -> VisionFeatures:
@@ -210,7 +211,7 @@ def _openclip(name: str, where: str) -> VisionFeatures:
 
 
 def _openclip_model(name: str, where: str) -> Any:
-    """Both towers of ARCH/PRETRAINED, where PRETRAINED is a tag or a safetensors file."""
+    """Opens both towers of ARCH/PRETRAINED; PRETRAINED is a tag or a safetensors file."""
     from open_clip import create_model
 
     from t2i.text.openclip import find_weights
@@ -222,14 +223,14 @@ def _openclip_model(name: str, where: str) -> Any:
 
 
 def _from_hub(cls: Any, name: str, where: str) -> Any:
-    """A transformers model in a folder or on the hub, safetensors only, every weight found."""
+    """Opens a transformers model in a folder or on the hub: safetensors only, no weight missing."""
     try:
-        model, found = cls.from_pretrained(where, use_safetensors=True, output_loading_info=True, dtype=torch.float32)
+        model, loading = cls.from_pretrained(where, use_safetensors=True, output_loading_info=True, dtype=torch.float32)
     except (OSError, ValueError) as error:
         cause = str(error).splitlines()[0]
-        raise ValueError(f"{name}: no such folder, and the hub did not give it ({cause}); or take {SHIPPED}") from None
-    if missing := sorted(found["missing_keys"]):
-        raise ValueError(f"{name}: holds no {cls.__name__}: {missing[0]} and {len(missing) - 1} more are missing")
+        raise ValueError(f"{name}: no such folder, and the hub does not serve it ({cause}); or use {SHIPPED}") from None
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(f"{name}: is not a {cls.__name__}: {missing[0]} and {len(missing) - 1} more are missing")
     return model
 
 
@@ -251,11 +252,11 @@ def _inception(extractor: Any, path: Path) -> nn.Module:
             torch.save(state, safe)
             return extractor("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(safe))
     except Exception as error:  # unpickling broken bytes raises anything
-        raise ValueError(f"{path}: no weights of Inception v3 ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{path}: not the weights of Inception v3 ({str(error).splitlines()[0]})") from None
 
 
 def _download() -> Path:
-    """torch-fidelity's own place in the cache; fetched there and checked where it is missing."""
+    """Returns torch-fidelity's file in the cache; downloads it and checks its hash if it is missing."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / INCEPTION_FILE
     if not path.is_file():
@@ -270,13 +271,13 @@ def _download() -> Path:
 def _no_inception(path: Path, cause: str) -> str:
     return (
         f"{path}: {cause}. FID needs {INCEPTION_FILE} (91 MB, sha256 {INCEPTION_SHA256[:8]}..): fetch {INCEPTION_URL} "
-        f"where there is a network, put it there or name it with inception:FILE; without it take {SHIPPED}, "
+        f"where there is a network, put it there or name it with inception:FILE; without it use {SHIPPED}, "
         "whose numbers are called FD[..]"
     )
 
 
 def pixels_hash(pixels: UInt8[Tensor, "n 3 h w"]) -> str:
-    """sha256 of pictures, their number and their size."""
+    """Returns the sha256 of images, their number and their size."""
     digest = hashlib.sha256(repr(tuple(pixels.shape)).encode())
     digest.update(pixels.contiguous().numpy().data)
     return digest.hexdigest()

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-SMALLEST_EIGENVALUE = 1e-14  # of the largest: what is below is rounding
+SMALLEST_EIGENVALUE = 1e-14  # relative to the largest: below it is rounding
 
 
 class Distance(NamedTuple):
-    """value = mean + trace - 2 cross, as it comes: rounding may leave it a little below 0."""
+    """value = mean + trace - 2 cross, not clamped: rounding may leave it a little below 0."""
 
     value: float
     mean: float
@@ -30,7 +30,7 @@ class Distance(NamedTuple):
 class Moments:
     """Count, mean and scatter (the sum of centred outer products) of features; its covariance is scatter / (n - 1).
 
-    Fewer samples than dimensions are kept as `rows`, with scatter = rows^T rows: no rank is lost to rounding.
+    Fewer samples than dimensions are stored as `rows`, with scatter = rows^T rows: no rank is lost to rounding.
     """
 
     n: int
@@ -40,13 +40,13 @@ class Moments:
 
     @classmethod
     def of(cls, features: Float[Tensor, "n d"]) -> Self:
-        """The moments of features, two passes in float64."""
+        """Computes the moments of features, in two passes in float64."""
         n, d = features.shape
         if n < 1:
-            raise ValueError("no features: moments of nothing are undefined")
+            raise ValueError("no features: moments need at least 1 sample")
         if not features.isfinite().all():
             row = int((~features.isfinite().all(1)).nonzero()[0])
-            raise ValueError(f"features of sample {row} are not finite: look at its picture and at the feature network")
+            raise ValueError(f"features of sample {row} are not finite: look at its image and at the feature network")
         x = features.double()
         mean = x.mean(0)
         x = x - mean
@@ -54,6 +54,7 @@ class Moments:
 
     @property
     def dim(self) -> int:
+        """The number of dimensions."""
         return len(self.mean)
 
     @property
@@ -71,7 +72,7 @@ class Moments:
         return total.item() / (self.n - 1)
 
     def merge(self, other: "Moments") -> "Moments":
-        """The moments of both samples together (Chan et al. 1979, eq. 2.1)."""
+        """Returns the moments of both samples together (Chan et al. 1979, eq. 2.1)."""
         check_dims(self.dim, other.dim)
         n = self.n + other.n
         delta = other.mean - self.mean
@@ -82,27 +83,27 @@ class Moments:
         return Moments(n, mean, dense=self.scatter + other.scatter + between.outer(between))
 
     def minus(self, other: "Moments") -> "Moments":
-        """The moments of this sample without a part of it: the inverse of `merge`."""
+        """Returns the moments of this sample without a part of it: inverts `merge`."""
         check_dims(self.dim, other.dim)
         n = self.n - other.n
         if n < 1:
-            raise ValueError(f"{other.n} samples cannot be taken out of {self.n} and leave any")
-        delta = (self.mean - other.mean) * (self.n / n)  # from the part's mean to the rest's
+            raise ValueError(f"{other.n} samples cannot be removed from {self.n}: none would remain")
+        delta = (self.mean - other.mean) * (self.n / n)  # from the part's mean to that of the others
         mean = other.mean + delta
         between = delta.outer(delta) * (n * other.n / self.n)
         return Moments(n, mean, dense=self.scatter - other.scatter - between)
 
 
 def merged(parts: Sequence[Moments]) -> Moments:
-    """All parts together, merged one after another in their order: the order is part of the last bits."""
+    """Merges all parts in their order, which the last bits depend on."""
     return reduce(Moments.merge, parts)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The Gaussian that others are compared with; its factor is computed once. `n` is None where a file does not say.
+    """The Gaussian that samples are compared with; its factor is computed once. `n` is None if unrecorded.
 
-    `identity` says what the features are of, and whose they are; statistics written by others have none.
+    `identity` describes the features and the images; statistics written by other programs have none.
     """
 
     n: int | None
@@ -113,7 +114,7 @@ class Reference:
 
     @classmethod
     def of(cls, moments: Moments, identity: dict[str, str] | None = None) -> Self:
-        """The reference with these moments."""
+        """Returns the reference with these moments."""
         if moments.n < 2:
             raise ValueError(f"a reference needs at least 2 samples, not {moments.n}: it has no covariance")
         if moments.rows is not None:
@@ -124,11 +125,12 @@ class Reference:
 
     @property
     def dim(self) -> int:
+        """The number of dimensions."""
         return len(self.mean)
 
 
 def factor_of(covariance: Float64[Tensor, "d d"], rank: int | None = None) -> Float64[Tensor, "d r"]:
-    """F with F F^T = covariance, which has at most `rank`: Cholesky's where it exists, else from the eigenvectors."""
+    """Computes F with F F^T = covariance of at most `rank`: by Cholesky if possible, else from the eigenvectors."""
     if rank is None or rank >= len(covariance):
         lower, failed = torch.linalg.cholesky_ex(covariance)
         if not failed.item():
@@ -140,23 +142,23 @@ def factor_of(covariance: Float64[Tensor, "d d"], rank: int | None = None) -> Fl
 
 
 def frechet(moments: Moments, reference: Reference) -> Distance:
-    """The squared distance of a sample from a reference; fewer samples than dimensions are warned of."""
+    """Computes the squared distance of a sample from a reference; warns of fewer samples than dimensions."""
     warn_of_few(moments.n, moments.dim)
     return distance(moments, reference)
 
 
 def warn_of_few(n: int, dim: int) -> None:
-    """Warn where a covariance cannot have full rank."""
+    """Warns if a covariance cannot have full rank."""
     if n <= dim:
         warnings.warn(
-            f"{n} samples for features of {dim} dimensions: the distance is mostly the bias of so few; take more "
+            f"{n} samples for features of {dim} dimensions: the distance is mostly the bias of so few; use more "
             "samples, or features of fewer dimensions",
             stacklevel=3,
         )
 
 
 def distance(moments: Moments, reference: Reference) -> Distance:
-    """`frechet` without a word of warning, as for the replicates of an interval."""
+    """Computes `frechet` without its warning, as for the replicates of an interval."""
     check_dims(moments.dim, reference.dim)
     n = moments.n
     if n < 2:
@@ -169,7 +171,7 @@ def distance(moments: Moments, reference: Reference) -> Distance:
         gram = factor.T @ (moments.scatter @ factor)
     values = torch.linalg.eigvalsh((gram + gram.T) / (2 * (n - 1)))
     most = [len(values), n - 1] + ([] if reference.n is None else [reference.n - 1])
-    values = values[-min(most) :].clamp(min=0)  # the product has no larger rank: the rest is rounding
+    values = values[-min(most) :].clamp(min=0)  # the product has no larger rank: smaller values are rounding
     cross = values.sqrt().sum().item()
     mean = (moments.mean - reference.mean).square().sum().item()
     trace = moments.trace + reference.trace
@@ -177,9 +179,9 @@ def distance(moments: Moments, reference: Reference) -> Distance:
 
 
 def check_dims(ours: int, theirs: int) -> None:
-    """Refuse features of unlike width."""
+    """Raises ValueError for features of unlike width."""
     if ours != theirs:
         raise ValueError(
             f"features have {ours} dimensions, those that they are compared with {theirs}: they come from unlike "
-            "feature networks; take one for both"
+            "feature networks; use one for both"
         )

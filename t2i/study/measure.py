@@ -44,7 +44,7 @@ from t2i.study.recipe import StudyRecipe
 from t2i.study.results import REAL, SHUFFLED, VAE
 from t2i.study.training import TRAINED, network_parameters, train_seconds, trained_steps
 from t2i.training.distributed import process_state
-from t2i.training.images import open_pictures
+from t2i.training.images import open_images
 
 BOUND = (("vlb", "caption"), ("caption_info", "null"), ("caption_margin", "contrast"))
 
@@ -66,7 +66,7 @@ class Lab:
 
     def open(self, config: DataConfig, label: str) -> ImageDataset:
         """Opens images at the study's size."""
-        return open_pictures(config, self.recipe.size, label, quiet=True)
+        return open_images(config, self.recipe.size, label, quiet=True)
 
     @cached_property
     def test(self) -> ImageDataset:

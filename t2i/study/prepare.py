@@ -1,4 +1,4 @@
-"""What a study stands on: trained components, the oracle of its captions, and its encoders, each opened and cached."""
+"""The preparations of a study: trained components, the oracle of its captions, and cached states of its encoders."""
 
 import hashlib
 import time
@@ -30,7 +30,7 @@ TIMED = 256  # captions
 
 
 def preparation(entry: Prepared) -> tuple[Recipe, Any]:
-    """The recipe of a preparation with what the study sets, and its task; a folder of another recipe is refused."""
+    """Returns the recipe of a preparation, with overrides, and its task; raises if its folder has another recipe."""
     kind, task = text_encoder_training(Path(entry.recipe))
     try:
         recipe: Recipe = load_recipe(entry.recipe, entry.set, kind)
@@ -43,39 +43,39 @@ def preparation(entry: Prepared) -> tuple[Recipe, Any]:
 
 
 def prepared(entry: Prepared) -> bool:
-    """Whether its training has ended."""
+    """Returns True if the preparation is trained."""
     return (preparation(entry)[0].run / "report.json").is_file()
 
 
 def prepare(entry: Prepared) -> None:
-    """Train it, or go on with its training."""
+    """Trains a preparation, or resumes its training."""
     recipe, task = preparation(entry)
     train_next(task(recipe), recipe)
 
 
 def train_next(task: Task, recipe: Recipe) -> None:
-    """Train as a process of its own would: accelerate keeps the precision of a process's first training for good."""
+    """Trains with fresh accelerate state, which otherwise keeps the precision of the process's first training."""
     AcceleratorState._reset_state()
     train(task, recipe)
 
 
 def check_encoders(recipe: StudyRecipe) -> None:
-    """Open every encoder that no preparation makes, before anything else is done."""
-    made = [str(preparation(entry)[0].run) for entry in recipe.prepare.values()]
+    """Opens every encoder that no preparation makes; raises ValueError that lists those that fail."""
+    outputs = [str(preparation(entry)[0].run) for entry in recipe.prepare.values()]
     faults = []
     for name, entry in recipe.encoders.items():
-        if entry.text_encoder == ORACLE or any(run in entry.text_encoder for run in made):
+        if entry.text_encoder == ORACLE or any(run in entry.text_encoder for run in outputs):
             continue
         try:
             load_text_encoder(entry.text_encoder, entry.text_layer)
         except ValueError as error:
             faults.append(f"{name}: {error}")
     if faults:
-        raise ValueError("encoders that do not resolve, nothing was begun:\n  " + "\n  ".join(faults))
+        raise ValueError("encoders that cannot be opened, nothing was begun:\n  " + "\n  ".join(faults))
 
 
 def resolved(recipe: StudyRecipe, entry: Encoder) -> str:
-    """The text encoder of an entry as others open it; the oracle's folder is named by the captions that it knows."""
+    """Returns the name that opens an entry's text encoder; the oracle's folder is named by the hash of its captions."""
     if entry.text_encoder != ORACLE:
         return entry.text_encoder
     captions = captions_of(recipe)
@@ -84,43 +84,43 @@ def resolved(recipe: StudyRecipe, entry: Encoder) -> str:
 
 
 def captions_of(recipe: StudyRecipe) -> list[str]:
-    """Every caption that a run is asked for, each once; minimal pairs too, which the bound asks for."""
-    asked = recipe.evaluate
-    sources = [recipe.data, recipe.validation, *asked.only.values()]
-    if any(config is not None and config.source != "scenes" for config in (*sources, asked.test)):
-        raise ValueError(f"{ORACLE}: only captions of built-in scenes say what an oracle has to know: leave it out")
+    """Returns every caption that a run needs, each once, with the minimal pairs that the bound needs."""
+    evaluation = recipe.evaluate
+    sources = [recipe.data, recipe.validation, *evaluation.only.values()]
+    if any(config is not None and config.source != "scenes" for config in (*sources, evaluation.test)):
+        raise ValueError(f"{ORACLE}: an oracle needs captions of built-in scenes: leave it out")
     if recipe.validation is None:
-        raise ValueError(f"{ORACLE}: name `validation`, so that its captions are known")
+        raise ValueError(f"{ORACLE}: give `validation`, so that its captions are known")
     known = tuple(config.model_dump_json() for config in sources if config is not None)
-    return list(_captions(known, asked.test.model_dump_json(), bool(asked.bound)))
+    return list(_captions(known, evaluation.test.model_dump_json(), bool(evaluation.bound)))
 
 
-@lru_cache(maxsize=1)  # asked for at every look at what is done
+@lru_cache(maxsize=1)  # needed each time that stages are checked
 def _captions(known: tuple[str, ...], test: str, pairs: bool) -> tuple[str, ...]:
-    found = [text for config in known for text in texts(DataConfig.model_validate_json(config))]
-    asked = texts(DataConfig.model_validate_json(test))
-    other = [pair for caption in asked for pair in minimal_captions(caption).values()] if pairs else []
-    return tuple(dict.fromkeys([*found, *asked, *other]))
+    training = [text for config in known for text in texts(DataConfig.model_validate_json(config))]
+    tested = texts(DataConfig.model_validate_json(test))
+    other = [pair for caption in tested for pair in minimal_captions(caption).values()] if pairs else []
+    return tuple(dict.fromkeys([*training, *tested, *other]))
 
 
 def texts(config: DataConfig) -> list[str]:
-    """The captions of a source."""
+    """Returns the captions of a source."""
     return open_source(config).texts()
 
 
 def encoder_file(recipe: StudyRecipe, name: str) -> Path:
-    """Where what is known of an encoder is written, once its states are cached."""
+    """Returns the file that describes an encoder; it exists once the encoder's states are cached."""
     return recipe.folder / "encoders" / f"{name}.json"
 
 
 def encoder_ready(recipe: StudyRecipe, name: str) -> bool:
-    """Whether it was opened and its text states are cached."""
+    """Returns True if an encoder's states are cached."""
     path = encoder_file(recipe, name)
     return path.is_file() and read_json(path)["text_encoder"] == resolved(recipe, recipe.encoders[name])
 
 
 def ready_encoder(recipe: StudyRecipe, name: str, train_recipe: GeneratorRecipe) -> None:
-    """Open an encoder (the oracle is made here), cache its states of all captions, and write down what it costs."""
+    """Opens an encoder (creates the oracle), caches its states of all captions, and writes its size and cost."""
     entry = recipe.encoders[name]
     if entry.text_encoder == ORACLE:
         folder = Path(resolved(recipe, entry).removeprefix(f"{ORACLE}:"))
@@ -128,12 +128,12 @@ def ready_encoder(recipe: StudyRecipe, name: str, train_recipe: GeneratorRecipe)
     frozen = load_frozen(train_recipe)
     began = time.monotonic()
     build_caches(train_recipe, frozen)
-    about = described(recipe, frozen, entry) | {"seconds": time.monotonic() - began}
+    about = describe(recipe, frozen, entry) | {"seconds": time.monotonic() - began}
     write_json(encoder_file(recipe, name), about)
 
 
-def described(recipe: StudyRecipe, frozen: Frozen, entry: Encoder) -> dict[str, Any]:
-    """An encoder's size and cost, its fingerprint, and how many captions it cuts."""
+def describe(recipe: StudyRecipe, frozen: Frozen, entry: Encoder) -> dict[str, Any]:
+    """Returns an encoder's size, cost and fingerprint, and the number of captions that it truncates."""
     text, captions = frozen.text, texts(recipe.evaluate.test)
     sample = captions[:TIMED]
     began = time.monotonic()
@@ -148,10 +148,10 @@ def described(recipe: StudyRecipe, frozen: Frozen, entry: Encoder) -> dict[str, 
         "tokens": text.max_tokens,
         "fingerprint": text.fingerprint(),
         "milliseconds_a_caption": round(1000 * seconds / len(sample), 4),
-        "cut": sum(bool(rest) for rest in text(captions).truncated),
+        "cut": sum(map(bool, text(captions).truncated)),
     }
 
 
 def parameters(encoder: TextEncoder) -> int:
-    """What its states are computed with; the oracle's table of words is no network."""
+    """Returns the number of parameters that states are computed with; 0 for the oracle, a table of words."""
     return 0 if isinstance(encoder, OracleTextEncoder) else sum(p.numel() for p in encoder.tower.parameters())

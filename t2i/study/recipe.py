@@ -1,4 +1,4 @@
-"""The recipe of a study of text encoders: what is trained, what is held fixed, what is measured."""
+"""The recipe of a study of text encoders: what is trained, what is fixed, what is measured."""
 
 import math
 import re
@@ -19,19 +19,19 @@ ORACLE = "control:oracle"
 
 
 class Prepared(Section):
-    """A training whose result the study needs; it is begun where its result is not there."""
+    """A training whose result the study needs; it runs first if the result is missing."""
 
     recipe: str = Field(description="a recipe of `t2i train vae` or `t2i train text-encoder`")
-    set: tuple[str, ...] = Field(default=(), description="key=value over that recipe")
-    after: tuple[str, ...] = Field(default=(), description="the preparations that it needs the results of")
-    minutes: float = Field(default=0, ge=0, description="how long it takes, for --plan")
+    set: tuple[str, ...] = Field(default=(), description="key=value overrides of that recipe")
+    after: tuple[str, ...] = Field(default=(), description="preparations whose results it needs")
+    minutes: float = Field(default=0, ge=0, description="duration, for --plan")
 
 
 class Encoder(Section):
     """A text encoder under study."""
 
-    text_encoder: str = Field(description="as `t2i train unet` takes it; control:oracle alone is made of the captions")
-    text_layer: int | None = Field(default=None, description="which layer's states are read, -1 the last")
+    text_encoder: str = Field(description="as in `t2i train unet`; control:oracle is made of the captions")
+    text_layer: int | None = Field(default=None, description="the layer whose states are used, -1 the last")
     family: str | None = Field(default=None, description="sizes of one family make a curve; a control has none")
     seeds: int = Field(default=1, gt=0, description="trainings: seeds 0, 1, ..")
 
@@ -48,84 +48,86 @@ class Network(Section):
 
     unet: UNetConfig
     seeds: int = Field(default=1, gt=0, description="trainings: seeds 0, 1, ..")
-    lr: float | None = Field(default=None, gt=0, description="in place of train.lr: one rate does not fit all sizes")
+    lr: float | None = Field(default=None, gt=0, description="in place of train.lr: sizes need different rates")
 
 
 class Sensitivity(Section):
-    """The two encoders that the set-up has to tell apart before anything is said about size."""
+    """The two encoders that the set-up has to distinguish before anything is concluded on size."""
 
     sees: str = "oracle"
     blind: str = "null"
 
 
-class Evaluation(Section):
-    """What is drawn and measured of every run, on the same captions and noise."""
+class RunEvaluation(Section):
+    """Samples and metrics of every run, on the same captions and noise."""
 
-    test: DataConfig = Field(description="captions to draw, and their pictures for the bound")
-    n: int | None = Field(default=None, gt=1, description="so many of them; by default all")
-    only: dict[str, DataConfig] = Field(default={}, description="skill -> captions drawn for this skill alone")
-    reference: DataConfig = Field(description="the pictures that a Frechet distance is from")
-    features: str = Field(description="as `t2i evaluate --features` takes it; frozen, the same for all runs")
+    test: DataConfig = Field(description="captions to use as prompts, and their images for the bound")
+    n: int | None = Field(default=None, gt=1, description="number of test captions; default: all")
+    only: dict[str, DataConfig] = Field(default={}, description="skill -> captions that only this skill is read from")
+    reference: DataConfig = Field(description="images that the Frechet distance is measured from")
+    features: str = Field(description="as in `t2i evaluate --features`; the same for all runs")
     judge: str | None = Field(default=None, description="also a CLIP score by this judge")
-    skills: bool = Field(default=True, description="exact skills by the scene parser: built-in scenes alone")
-    guidance: tuple[float, ...] = Field(default=(1.0, 1.5, 2.0, 3.0, 5.0), description="scales, each drawn anew")
+    skills: bool = Field(default=True, description="exact skills by the scene parser; built-in scenes only")
+    guidance: tuple[float, ...] = Field(
+        default=(1.0, 1.5, 2.0, 3.0, 5.0), description="scales, each sampled separately"
+    )
     at: float = Field(default=3.0, description="the scale at which alignment is compared, chosen before the runs")
     at_fd: float = Field(default=1.5, description="the scale at which distances are compared, chosen before the runs")
     solver: str = "dpm++2m"
     steps: int = Field(default=16, gt=0)
-    seed: int = Field(default=0, ge=0, description="of the noise to draw from")
-    bound: int = Field(default=128, ge=0, description="pictures in the bound and its caption_info; 0 for none")
-    draws: int = Field(default=32, gt=0, description="noise levels at which the bound judges each picture")
-    shown: int = Field(default=12, gt=0, description="pictures in the sheets")
-    batch: int = Field(default=64, gt=0, description="pictures drawn at once: part of the numbers' last bits")
+    seed: int = Field(default=0, ge=0, description="seed of the noise")
+    bound: int = Field(default=128, ge=0, description="images in the bound and its caption_info; 0: no bound")
+    draws: int = Field(default=32, gt=0, description="noise levels at which the bound evaluates each image")
+    shown: int = Field(default=12, gt=0, description="images in the sheets")
+    batch: int = Field(default=64, gt=0, description="images in a batch; the last bits of numbers depend on it")
 
     @field_validator("solver")
     @classmethod
-    def _draws_nothing(cls, name: str) -> str:
+    def _is_deterministic(cls, name: str) -> str:
         solver, _ = parse_solver(name)
         if find_solver(solver).draws(2, 0.0):
-            raise ValueError(f"{name} draws noise at its steps: a study needs a deterministic one, such as ddim")
+            raise ValueError(f"{name} adds noise at its steps: a study needs a deterministic solver, such as ddim")
         return name
 
     @model_validator(mode="after")
-    def _agree(self) -> "Evaluation":
+    def _agree(self) -> "RunEvaluation":
         scales = self.guidance
         if len(set(scales)) < len(scales) or not all(math.isfinite(w) and w >= 0 for w in scales):
             raise ValueError(f"guidance = {', '.join(f'{w:g}' for w in scales)}: each scale once, 0 or larger")
         for key in ("at", "at_fd"):
             if (w := getattr(self, key)) not in self.guidance:
                 raise ValueError(f"{key} = {w:g} is none of guidance = {', '.join(f'{w:g}' for w in self.guidance)}")
-        if strange := [name for name in self.only if name not in MEANING]:
-            raise ValueError(f"only.{strange[0]}: no such skill; there are {', '.join(MEANING)}")
+        if unknown := [name for name in self.only if name not in MEANING]:
+            raise ValueError(f"only.{unknown[0]}: no such skill; available: {', '.join(MEANING)}")
         sources = {config.source for config in (self.test, *self.only.values())}
         if (self.skills or self.only) and sources != {"scenes"}:
-            raise ValueError("skills are read from built-in scenes alone: set skills: false, and a judge")
+            raise ValueError("skills are read from built-in scenes only: set skills: false, and a judge")
         if not self.skills and self.judge is None:
-            raise ValueError("without skills a judge is needed, or nothing measures alignment")
+            raise ValueError("without skills a judge is needed: nothing else measures alignment")
         return self
 
     @property
     def alignment(self) -> str:
-        """The metric that says how far pictures show their captions."""
+        """The metric of alignment between images and captions."""
         return "binding" if self.skills else "clip_score"
 
 
 class Speed(Section):
-    """What --plan takes all processes together to do in a second: measure a few steps of two sizes of U-Net."""
+    """The speed of all processes together that --plan assumes: measure a few steps of two sizes of U-Net."""
 
     flops: float = Field(default=1e11, gt=0, description="floating-point operations")
-    steps: float = Field(default=50.0, gt=0, description="training steps of a network that costs nothing")
+    steps: float = Field(default=50.0, gt=0, description="training steps of a network without FLOPs")
 
 
 class StudyRecipe(Section):
     """`t2i study text-encoder`."""
 
-    out: str = Field(description="the study's folder: runs, and in `report` all that its report is made of")
+    out: str = Field(description="the study's folder; `report` in it holds all that its report needs")
     cache: str = Field(description="folder of the cached latents and text states")
-    size: int = Field(gt=0, description="side of the pictures, in pixels")
+    size: int = Field(gt=0, description="side of the images, in pixels")
     data: DataConfig
     validation: DataConfig | None = None
-    prepare: dict[str, Prepared] = Field(default={}, description="trained first, where they are not there")
+    prepare: dict[str, Prepared] = Field(default={}, description="trained first, if missing")
     vae: str = Field(description="the folder of a trained autoencoder")
     encoders: dict[str, Encoder] = Field(min_length=1, description="all with the U-Net `base`")
     unets: dict[str, Network] = Field(min_length=1, description="all with the encoder `unets_with`")
@@ -136,7 +138,7 @@ class StudyRecipe(Section):
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)
     timestep_bias: float = Field(default=1.0, ge=1)
     train: TrainConfig
-    evaluate: Evaluation
+    evaluate: RunEvaluation
     speed: Speed = Speed()
 
     @model_validator(mode="after")
@@ -155,13 +157,13 @@ class StudyRecipe(Section):
         before: list[str] = []
         for name, entry in self.prepare.items():
             if missing := [other for other in entry.after if other not in before]:
-                raise ValueError(f"prepare.{name}.after: {missing[0]} is no preparation further up")
+                raise ValueError(f"prepare.{name}.after: {missing[0]} is not a preparation further up")
             before.append(name)
         widths = {network.unet.cross_attention_dim for network in self.unets.values()}
         if len(widths) > 1:
             raise ValueError(f"unets: cross_attention_dim = {sorted(map(str, widths))}: the projector has one width")
         if self.train.init is not None:
-            raise ValueError("train.init: a study begins every run from its seed: leave it out")
+            raise ValueError("train.init: a study initialises every run from its seed: leave it out")
         return self
 
     @property

@@ -32,9 +32,7 @@ BARS = (
     "Bars: 95%, over seeds and, apart from the information in captions, over captions. A slope is over the sizes that "
     "all of its seeds have. Dashed: controls."
 )
-SKILL_BARS = (
-    "Bars: 95% (Wilson) of one seed's captions, averaged over seeds, whose differences are not in them."
-)
+SKILL_BARS = "Bars: 95% (Wilson) of one seed's captions, averaged over seeds, whose differences are not in them."
 NOT_PHOTOS = "The skills' parser knows the renderer: it reads these scenes and no other images."
 
 

@@ -1,4 +1,4 @@
-"""One run's training: the U-Net of a seed is the same, bit for bit, whatever encoder it reads."""
+"""The training of a run: U-Nets of one seed begin bit-identical, whichever encoder they read."""
 
 import json
 from pathlib import Path
@@ -19,8 +19,8 @@ BEGIN, TRAINED = "begin", "train"
 
 
 def train_recipe(recipe: StudyRecipe, run: Run) -> GeneratorRecipe:
-    """The U-Net recipe of a run; only the encoder, the network and the seed differ from run to run."""
-    entry, network, asked = recipe.encoders[run.encoder], recipe.unets[run.unet], recipe.evaluate
+    """Returns the U-Net recipe of a run; runs differ in the encoder, the network and the seed only."""
+    entry, network, evaluation = recipe.encoders[run.encoder], recipe.unets[run.unet], recipe.evaluate
     lr = recipe.train.lr if network.lr is None else network.lr
     folder = run.folder(recipe)
     return GeneratorRecipe(
@@ -38,33 +38,33 @@ def train_recipe(recipe: StudyRecipe, run: Run) -> GeneratorRecipe:
         caption_dropout=recipe.caption_dropout,
         timestep_bias=recipe.timestep_bias,
         train=recipe.train.model_copy(update={"init": str(folder / BEGIN), "lr": lr}),
-        sample=Sampling(solver=asked.solver, steps=asked.steps, guidance=asked.at),
+        sample=Sampling(solver=evaluation.solver, steps=evaluation.steps, guidance=evaluation.at),
     )
 
 
 def is_trained(recipe: StudyRecipe, run: Run) -> bool:
-    """Whether its training has ended."""
+    """Returns True if the training is finished."""
     return (run.folder(recipe) / TRAINED / "report.json").is_file()
 
 
 def train_run(recipe: StudyRecipe, run: Run) -> None:
-    """Train it, or go on with its training."""
-    wanted = train_recipe(recipe, run)
+    """Trains a run, or resumes its training."""
+    train = train_recipe(recipe, run)
     begin = run.folder(recipe) / BEGIN
     if not begin.is_dir():
-        frozen = load_frozen(wanted)
-        known = read_json(encoder_file(recipe, run.encoder))["fingerprint"]
-        if frozen.text.fingerprint() != known:
+        frozen = load_frozen(train)
+        recorded = read_json(encoder_file(recipe, run.encoder))["fingerprint"]
+        if frozen.text.fingerprint() != recorded:
             raise ValueError(
-                f"{run.encoder}: {wanted.text_encoder} is another encoder than when this study was begun: put that one "
-                f"back, or begin a new study with out=FOLDER"
+                f"{run.encoder}: {train.text_encoder} is another encoder than when this study was begun: restore that "
+                f"one, or start a new study with out=FOLDER"
             )
-        begin_with(wanted, frozen).save(begin)
-    train_next(GeneratorTask(wanted), wanted)
+        initial_unet(train, frozen).save(begin)
+    train_next(GeneratorTask(train), train)
 
 
-def begin_with(recipe: GeneratorRecipe, frozen: Frozen) -> UNet:
-    """The U-Net that a run begins from: the body of its seed alone, the projector whitening the encoder's states."""
+def initial_unet(recipe: GeneratorRecipe, frozen: Frozen) -> UNet:
+    """Returns the initial U-Net: the body depends on the seed only, the projector whitens the encoder's states."""
     config = network_config(recipe, frozen)
     torch.manual_seed(randomness.generator(recipe.seed, "init").initial_seed())
     body = UNet(config)
@@ -80,14 +80,14 @@ def begin_with(recipe: GeneratorRecipe, frozen: Frozen) -> UNet:
 
 
 def network_config(recipe: GeneratorRecipe, frozen: Frozen) -> UNetConfig:
-    """The U-Net proper, which knows nothing of the encoder's width."""
+    """Returns the config of the U-Net without the projector, which does not depend on the encoder's width."""
     channels = frozen.vae.config.latent_channels
     update = {"in_channels": channels, "out_channels": channels, "sample_size": recipe.size // frozen.vae.factor}
     return recipe.unet.model_copy(update=update)
 
 
 def train_seconds(folder: Path) -> float:
-    """How long the steps of a run took, whatever interrupted it: samples over samples a second, line by line."""
+    """Returns the seconds of a run's steps without interruptions: samples over samples a second, line by line."""
     seconds, before = 0.0, 0
     for line in (folder / TRAINED / "metrics.jsonl").read_text(encoding="utf8").splitlines():
         row = json.loads(line)
@@ -98,12 +98,12 @@ def train_seconds(folder: Path) -> float:
 
 
 def trained_steps(folder: Path) -> int:
-    """How many steps a finished run went, whatever its recipe says by now."""
+    """Returns the number of steps that a finished run was trained for."""
     lines = (folder / TRAINED / "metrics.jsonl").read_text(encoding="utf8").splitlines()
     return json.loads(lines[-1])["step"]
 
 
 def network_parameters(unet: UNet) -> tuple[int, int]:
-    """(of the U-Net proper, of the projector in front of it)."""
+    """Returns the numbers of parameters of the U-Net without its projector, and of the projector."""
     projector = sum(p.numel() for p in unet.encoder_hid_proj.parameters()) if unet.encoder_hid_proj is not None else 0
     return sum(p.numel() for p in unet.parameters()) - projector, projector

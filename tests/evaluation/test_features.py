@@ -61,7 +61,7 @@ def test_latents_are_posterior_means():
         wanted = 0.7 * vae.encode(to_float(x))[0].flatten(1)
     assert torch.equal(found(x), wanted)
     assert found.dim == wanted.shape[1]
-    with pytest.raises(ValueError, match="no model here"):
+    with pytest.raises(ValueError, match="needs a model"):
         open_features("vae-latent")
 
 
@@ -80,7 +80,7 @@ def test_dinov2_and_clip_read_pictures_at_their_own_size(tmp_path):
         assert f"{side}x{side}" in found.resize
         assert found.prepared(flat)[0, 0, 0, 0].item() == pytest.approx((1 - mean) / std, abs=1e-3)
         assert found.prepared(x).shape[-1] == side
-    with pytest.raises(ValueError, match="holds no CLIPVisionModelWithProjection"):
+    with pytest.raises(ValueError, match="is not a CLIPVisionModelWithProjection"):
         open_features(f"clip:{tmp_path / 'dino'}")
 
 
@@ -140,7 +140,7 @@ def test_without_inception_or_network_there_is_a_way_out(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no such file"):
         open_features(f"inception:{tmp_path / 'nothing.pth'}")
     (tmp_path / "bad.pth").write_bytes(b"no pickle")
-    with pytest.raises(ValueError, match="no weights of Inception"):
+    with pytest.raises(ValueError, match="not the weights of Inception"):
         open_features(f"inception:{tmp_path / 'bad.pth'}")
 
 

@@ -262,15 +262,15 @@ def test_reconstructions_are_pixels():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError, match="pictures of 31x31: scenes are read from square pictures of at least 32"):
+    with pytest.raises(ValueError, match="images of 31x31: scenes are read from square images of at least 32"):
         parse(torch.zeros(1, 3, 31, 31, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="pictures of 64x32"):
+    with pytest.raises(ValueError, match="images of 64x32"):
         parse(torch.zeros(1, 3, 32, 64, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="2 pictures, 1 captions"):
+    with pytest.raises(ValueError, match="2 images, 1 captions"):
         score_all(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), [SWAPPED])
     with pytest.raises(ValueError, match="'a cat' is no caption of the built-in scenes"):
         score(drawn(SWAPPED), "a cat")
-    with pytest.raises(ValueError, match="no picture was scored"):
+    with pytest.raises(ValueError, match="no image was scored"):
         aggregate([])
-    with pytest.raises(ValueError, match="1 scored pictures, 2 groups"):
+    with pytest.raises(ValueError, match="1 scored images, 2 groups"):
         aggregate([{"exact": Part(1, 1)}], groups=[1, 2])

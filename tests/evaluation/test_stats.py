@@ -31,7 +31,7 @@ def test_ours_comes_back_to_the_last_bit(tmp_path, features, other):
 
 
 def test_ours_says_what_it_is_of(tmp_path, features):
-    with pytest.raises(ValueError, match="without features, fingerprint"):
+    with pytest.raises(ValueError, match="need an identity: features, fingerprint"):
         save_reference(Reference.of(Moments.of(features)), tmp_path / "r.npz")
 
 
@@ -60,7 +60,7 @@ def test_bad_files_are_named(tmp_path, capsys):
         ({"mu": np.ones(3), "sigma": np.ones((2, 2))}, "mu has shape"),
         ({"mu": np.full(2, np.nan), "sigma": np.eye(2)}, "NaN"),
         ({"mu": np.ones(2), "sigma": np.array([[1.0, 0.5], [0.0, 1.0]])}, "not symmetric"),
-        ({"mu": np.array([object()]), "sigma": np.eye(1)}, "no readable npz"),
+        ({"mu": np.array([object()]), "sigma": np.eye(1)}, "not a readable npz"),
         ({"t2i": np.array(7)}, "format 7"),
         ({"t2i": np.array(1), "n": np.array(3)}, "lacks factor, identity"),
     ):
@@ -68,9 +68,9 @@ def test_bad_files_are_named(tmp_path, capsys):
         with pytest.raises(ValueError, match=message):
             load_reference(path)
     path.write_bytes(b"PK\x03\x04 no zip")
-    with pytest.raises(ValueError, match="no readable npz"):
+    with pytest.raises(ValueError, match="not a readable npz"):
         load_reference(path)
     torch.save({"mu": Evil()}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match="no readable statistics of torch-fidelity"):
+    with pytest.raises(ValueError, match="not readable statistics of torch-fidelity"):
         load_reference(tmp_path / "x.pt")
     assert "run" not in capsys.readouterr().out

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from t2i.config import load_recipe
-from t2i.study import encoder_sizes, estimate
-from t2i.study.plan import Run, axis_of, runs_of
+from t2i.study import encoder_sizes
+from t2i.study.plan import Run, axis_of, plan_lines, runs_of
 from t2i.study.recipe import StudyRecipe
 from t2i.study.run import Stage, study, work
 from t2i.study.training import train_recipe
@@ -27,7 +27,7 @@ def test_shipped_recipes_plan_without_data_or_network(name, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", None)
     monkeypatch.chdir(tiny.ROOT)
     wanted = load_recipe(SHIPPED / f"{name}.yaml", [], StudyRecipe)
-    said = estimate.lines(wanted)
+    said = plan_lines(wanted)
     assert re.fullmatch(r"runs: \d+  evaluations: \d+  hours: \d+\.\d", said[-1])
     assert f"runs: {len(runs_of(wanted))}  " in said[-1]
     text = "\n".join(said)

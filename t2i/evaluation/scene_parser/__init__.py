@@ -1,4 +1,4 @@
-"""Scenes read from pictures without any network: the known renderer run backwards, and captions held against it."""
+"""Scenes read from images without any network, by inverting the renderer, and compared with captions."""
 
 from t2i.evaluation.scene_parser.ceiling import ceiling, reconstructed
 from t2i.evaluation.scene_parser.rates import Rate, aggregate

@@ -1,4 +1,4 @@
-"""Palette colours told apart in CIE L*a*b*."""
+"""Classification of palette colours in CIE L*a*b*."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ _XYZ = np.array(
 
 
 def to_lab(rgb: np.ndarray) -> np.ndarray:
-    """sRGB (..., 3) of 0..255 to L*a*b* (D65)."""
+    """Converts sRGB (..., 3) of 0..255 to L*a*b* (D65)."""
     value = np.clip(np.asarray(rgb, np.float64), 0, 255) / 255
     linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
     xyz = linear @ _XYZ.T / _WHITE
@@ -27,12 +27,12 @@ _LAB = {"colour": to_lab(np.array(list(COLOURS.values()))), "background": to_lab
 
 
 def distances(rgb: np.ndarray, palette: str = "colour") -> np.ndarray:
-    """Lab distances (..., k) to the colours of a palette."""
+    """Computes Lab distances (..., k) to the colours of a palette."""
     return np.linalg.norm(to_lab(rgb)[..., None, :] - _LAB[palette], axis=-1)
 
 
 def nearest(rgb: np.ndarray, palette: str = "colour") -> str:
-    """The palette's name of a colour, "" where it is near none or near two."""
+    """Returns the palette's name of a colour, "" if it is near none or near two."""
     far = distances(rgb, palette)
     first, second = np.argsort(far)[:2]
     near = far[first] <= FARTHEST and far[first] <= MARGIN * far[second]

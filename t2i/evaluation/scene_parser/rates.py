@@ -1,4 +1,4 @@
-"""Skills of many pictures as rates, with standard errors that know which pictures share a prompt."""
+"""Skills of many images as rates, with standard errors clustered by prompt."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Z = 1.959964  # 95%
 
 @dataclass(frozen=True)
 class Rate:
-    """`hits` out of `n`; `groups` are independent of one another, what lies in one is not."""
+    """`hits` out of `n`, in `groups` that are independent of one another."""
 
     hits: int
     n: int
@@ -22,6 +22,7 @@ class Rate:
 
     @property
     def value(self) -> float:
+        """The rate; nan for n = 0."""
         return self.hits / self.n if self.n else nan
 
     @property
@@ -40,26 +41,29 @@ class Rate:
 
 
 def aggregate(skills: Sequence[Skills], groups: Sequence[Hashable] | None = None) -> dict[str, Rate]:
-    """Every skill of MEANING over many pictures; one that no caption has part in has n = 0.
+    """Computes the rate of every skill of MEANING over many images; n = 0 for one that no caption asks for.
 
-    `groups` names each picture's group, its prompt say; without, each picture is its own.
+    `groups` names the group of each image, for example its prompt; by default each image is its own group.
     """
     if not skills:
-        raise ValueError("no picture was scored: there is nothing to average")
+        raise ValueError("no image was scored: there is nothing to average")
     names = range(len(skills)) if groups is None else groups
     if len(names) != len(skills):
-        raise ValueError(f"{len(skills)} scored pictures, {len(names)} groups: give one for every picture")
+        raise ValueError(f"{len(skills)} scored images, {len(names)} groups: give one for every image")
     number = {name: k for k, name in enumerate(dict.fromkeys(names))}
     at = np.array([number[name] for name in names])
-    found = {}
+    rates = {}
     for name in MEANING:
         parts = np.array([skill.get(name, (0, 0)) for skill in skills], np.float64)
-        found[name] = _rate(*(np.bincount(at, column, len(number)) for column in parts.T))
-    return found
+        rates[name] = _rate(*(np.bincount(at, column, len(number)) for column in parts.T))
+    return rates
 
 
 def _rate(hits: np.ndarray, n: np.ndarray) -> Rate:
-    """Of each group's: se^2 = m/(m-1) sum_g (hits_g - p n_g)^2 / n^2, the ratio's linearisation (Cochran 1977, 6.4)."""
+    """Computes a rate from each group's hits and counts.
+
+    se^2 = m/(m-1) sum_g (hits_g - p n_g)^2 / n^2, the ratio's linearisation (Cochran 1977, 6.4).
+    """
     groups, total = int((n > 0).sum()), float(n.sum())
     if groups < 2:
         return Rate(int(hits.sum()), int(total), groups, nan)

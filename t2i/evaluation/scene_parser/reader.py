@@ -1,4 +1,4 @@
-"""Pictures to scenes: background, blobs that stand out from it, and the template that explains each blob best."""
+"""Images to scenes: the background, blobs that differ from it, and the template that fits each blob best."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,26 +14,26 @@ from t2i.data.scenes import BACKGROUNDS, COLOURS, LEAST_PIXELS, SIZES, Scene, Th
 from t2i.evaluation.scene_parser.colours import distances, nearest
 from t2i.evaluation.scene_parser.templates import STEPS, centroid, patch_side, templates
 
-VERSION = 2  # what an older parser read counts no more
-LARGEST = 64  # larger pictures are averaged down to this side
+VERSION = 2  # raise it when readings change: stored ones are then computed again
+LARGEST = 64  # larger images are averaged down to this side
 FAINT = 30.0  # RGB units from the background, at least
-SHARE = 0.5  # of the strongest pixel nearby: where a blob's edge is
-LEAST_AREA = 0.006  # of the picture: below half of the smallest shape it is a speck
-KNOWN = 0.65  # overlap (IoU) with the best template below which a blob is no known shape
-WHOLE = 0.8  # overlap below which a blob may be two things of unlike colours that touch
-TINY = 1e-6  # in place of a length of 0: what lies wholly under other blobs is explained by nothing
+EDGE = 0.5  # fraction of the strongest pixel nearby at a blob's edge
+LEAST_AREA = 0.006  # of the image: less than half of the smallest shape is a speck
+KNOWN = 0.65  # overlap (IoU) with the best template below which a blob has no known shape
+WHOLE = 0.8  # overlap below which a blob may be two touching things of unlike colours
+TINY = 1e-6  # in place of a norm of 0: no template fits what lies wholly under other blobs
 EVERYWHERE = np.ones((3, 3), bool)
 
 
 @dataclass(frozen=True)
 class Unparseable:
-    """A picture that no scene explains."""
+    """An image that no scene explains."""
 
     reason: str
 
 
 class Reading(NamedTuple):
-    """A scene, and how far its own rendering is from the picture (root mean square, 0 to 1)."""
+    """A scene, and the root mean square difference of its rendering from the image, 0 to 1."""
 
     scene: Scene | Unparseable
     residual: float
@@ -42,50 +42,50 @@ class Reading(NamedTuple):
 class _Blob(NamedTuple):
     core: np.ndarray
     around: np.ndarray  # with its soft edge
-    free: np.ndarray  # where no other blob is: what templates are judged by
+    free: np.ndarray  # where no other blob is: templates are compared there
 
 
 class _Fit(NamedTuple):
     thing: Thing
     overlap: float
-    window: tuple[slice, slice]  # of the padded picture
+    window: tuple[slice, slice]  # of the padded image
     cover: np.ndarray
 
 
-def parse(pictures: UInt8[Tensor, "n 3 h w"]) -> list[Scene | Unparseable]:
-    """The scene of each picture; a thing of no known shape or colour has "" there."""
-    return [reading.scene for reading in read(pictures)]
+def parse(images: UInt8[Tensor, "n 3 h w"]) -> list[Scene | Unparseable]:
+    """Returns the scene of each image; a thing of unknown shape or colour has "" there."""
+    return [reading.scene for reading in read(images)]
 
 
-def read(pictures: UInt8[Tensor, "n 3 h w"]) -> list[Reading]:
-    """The scene of each picture, and what it leaves unexplained."""
-    height, width = pictures.shape[-2:]
+def read(images: UInt8[Tensor, "n 3 h w"]) -> list[Reading]:
+    """Returns the scene of each image with its residual."""
+    height, width = images.shape[-2:]
     if height != width or height < LEAST_PIXELS:
         raise ValueError(
-            f"pictures of {width}x{height}: scenes are read from square pictures of at least {LEAST_PIXELS} pixels"
+            f"images of {width}x{height}: scenes are read from square images of at least {LEAST_PIXELS} pixels"
         )
-    values = pictures.float()
+    values = images.float()
     if height > LARGEST:
         values = functional.interpolate(values, size=(LARGEST, LARGEST), mode="area")
-    return [_read(picture) for picture in values.permute(0, 2, 3, 1).cpu().numpy().astype(np.float32)]
+    return [_read(image) for image in values.permute(0, 2, 3, 1).cpu().numpy().astype(np.float32)]
 
 
-def _read(picture: np.ndarray) -> Reading:
-    ring = max(1, len(picture) // 32)
-    inner = np.ones(picture.shape[:2], bool)
+def _read(image: np.ndarray) -> Reading:
+    ring = max(1, len(image) // 32)
+    inner = np.ones(image.shape[:2], bool)
     inner[ring:-ring, ring:-ring] = False
-    ground = np.median(picture[inner], axis=0)
+    ground = np.median(image[inner], axis=0)
     background = nearest(ground, "background")
     if not background:
         return Reading(Unparseable("no known background"), 1.0)
-    margin = patch_side(len(picture)) // 2 + 1
-    difference = np.pad(picture - ground, ((margin, margin), (margin, margin), (0, 0)))
+    margin = patch_side(len(image)) // 2 + 1
+    difference = np.pad(image - ground, ((margin, margin), (margin, margin), (0, 0)))
     fits = list(_fits(difference, ground, margin))
-    left = difference.copy()
+    remainder = difference.copy()
     for fit in fits:
         colour = np.array(COLOURS[fit.thing.colour], np.float32) - ground if fit.thing.colour else 0
-        left[fit.window] -= fit.cover[..., None] * colour
-    inside = left[margin:-margin, margin:-margin] + (ground - np.array(BACKGROUNDS[background]))
+        remainder[fit.window] -= fit.cover[..., None] * colour
+    inside = remainder[margin:-margin, margin:-margin] + (ground - np.array(BACKGROUNDS[background]))
     residual = float(np.sqrt(np.square(inside / 255).mean()))
     if fits and not any(fit.thing.shape for fit in fits):
         return Reading(Unparseable(f"no known shape among {len(fits)} blobs"), residual)
@@ -93,11 +93,11 @@ def _read(picture: np.ndarray) -> Reading:
 
 
 def _fits(difference: np.ndarray, ground: np.ndarray, margin: int) -> Iterator[_Fit]:
-    """The best template of every blob, in reading order."""
+    """Yields the best template of every blob, in reading order."""
     side = len(difference) - 2 * margin
     strength = np.linalg.norm(difference, axis=-1)
     near = ndimage.maximum_filter(strength, size=3 if side < 48 else 5)
-    blobs = _pieces((strength > FAINT) & (strength > SHARE * near), EVERYWHERE, LEAST_AREA * side * side)
+    blobs = _pieces((strength > FAINT) & (strength > EDGE * near), EVERYWHERE, LEAST_AREA * side * side)
     for blob in blobs:
         free = _free(blob, blobs)
         around = ndimage.binary_dilation(blob, EVERYWHERE, max(2, side // 16)) & free
@@ -107,21 +107,21 @@ def _fits(difference: np.ndarray, ground: np.ndarray, margin: int) -> Iterator[_
 
 
 def _pieces(mask: np.ndarray, touching: np.ndarray | None, least: float) -> list[np.ndarray]:
-    """The connected parts of a mask, those of `least` pixels or more."""
-    found = ndimage.label(mask, touching)
-    assert isinstance(found, tuple)
-    labels, n = found
+    """Returns the connected parts of a mask that have at least `least` pixels."""
+    labelled = ndimage.label(mask, touching)
+    assert isinstance(labelled, tuple)
+    labels, n = labelled
     return [piece for piece in (labels == k for k in range(1, n + 1)) if piece.sum() >= least]
 
 
 def _free(blob: np.ndarray, others: list[np.ndarray]) -> np.ndarray:
-    """The pixels that are not another blob's or its soft edge's."""
+    """Returns the pixels outside of all other blobs and their soft edges."""
     taken = np.logical_or.reduce([other for other in others if other is not blob] or [np.zeros_like(blob)])
     return np.logical_not(ndimage.binary_dilation(taken, EVERYWHERE)) | blob
 
 
 def _parts(difference: np.ndarray, ground: np.ndarray, blob: np.ndarray, side: int, margin: int) -> list[_Fit]:
-    """Things of unlike colours within one blob, those alone that a template explains."""
+    """Returns things of unlike colours within one blob, those that a template fits."""
     colour = np.full(blob.shape, -1)
     colour[blob] = distances(difference[blob] + ground).argmin(-1)
     pieces = []
@@ -129,12 +129,12 @@ def _parts(difference: np.ndarray, ground: np.ndarray, blob: np.ndarray, side: i
         pieces += _pieces(colour == c, None, LEAST_AREA * side * side)
     free = [(colour < 0) | piece for piece in pieces]
     blobs = [_Blob(p, ndimage.binary_dilation(p) & f, f) for p, f in zip(pieces, free, strict=True)]
-    found = [_fit(difference, ground, part, side, margin) for part in blobs]
-    return [fit for fit in found if fit.overlap >= KNOWN]
+    fits = [_fit(difference, ground, part, side, margin) for part in blobs]
+    return [fit for fit in fits if fit.overlap >= KNOWN]
 
 
 def _fit(difference: np.ndarray, ground: np.ndarray, blob: _Blob, side: int, margin: int) -> _Fit:
-    """The template nearest in angle to a blob's opacity, and the colour c of (p - ground) = cover (c - ground)."""
+    """Fits the template nearest in angle to a blob's opacity, and the colour c of (p - ground) = cover (c - ground)."""
     strong = difference[blob.core]
     strong = strong[np.linalg.norm(strong, axis=-1) >= np.median(np.linalg.norm(strong, axis=-1))]
     core = np.median(strong, axis=0)
@@ -163,5 +163,5 @@ def _fit(difference: np.ndarray, ground: np.ndarray, blob: _Blob, side: int, mar
 
 
 def _angles(covers: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """How near each cover is to what is seen; one that lies wholly under other blobs is not near at all."""
+    """Returns the cosine (times |seen|) of each cover with what is seen; 0 for one wholly under other blobs."""
     return covers @ seen / np.maximum(np.linalg.norm(covers, axis=1), TINY)

@@ -1,4 +1,4 @@
-"""Every shape and size as the renderer draws it, at a place between the pixels and at three sharpnesses."""
+"""Templates of every shape and size as rendered, at subpixel positions and three degrees of blur."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,13 +11,13 @@ from t2i.data.scenes import SHAPES, SIZES
 from t2i.data.scenes.render import draw_shape, oversample
 
 BLURS = (0.0, 0.6, 1.2)  # pixels
-STEPS = 8  # places between two pixels
+STEPS = 8  # positions between two pixels
 REACH = 3  # pixels around the largest shape
 
 
 @dataclass(frozen=True)
 class Templates:
-    """Coverages (k, p * p) around one centroid, each of length 1 as `unit`, and what they are of."""
+    """Coverages (k, p * p) around one centroid, `unit` with norm 1, and the shape and size of each."""
 
     cover: np.ndarray
     unit: np.ndarray
@@ -26,13 +26,13 @@ class Templates:
 
 
 def patch_side(side: int) -> int:
-    """Side of the window that any one shape fits into, in pixels: odd."""
+    """Returns the side of the window that any shape fits into, in pixels: odd."""
     return 2 * int(np.ceil(max(SIZES.values()) * side + REACH)) + 1
 
 
 @lru_cache(maxsize=2 * STEPS * STEPS)
 def templates(side: int, column: int, row: int) -> Templates:
-    """The templates of pictures of `side` pixels whose centroid is (column, row) / STEPS into the middle pixel."""
+    """Returns templates for images of `side` pixels whose centroid is (column, row) / STEPS into the middle pixel."""
     patch = patch_side(side)
     middle = patch // 2
     covers, shapes, sizes = [], [], []
@@ -51,7 +51,7 @@ def templates(side: int, column: int, row: int) -> Templates:
 
 @lru_cache
 def centroid(shape: str) -> tuple[float, float]:
-    """Where a shape's centroid is, from its centre, in half extents."""
+    """Returns the offset of a shape's centroid from its centre, in half extents."""
     cover = coverage(shape, (128, 128), 100, 256, 4)
     weight = cover / cover.sum()
     at = (np.arange(256) + 0.5 - 128) / 100
@@ -59,7 +59,7 @@ def centroid(shape: str) -> tuple[float, float]:
 
 
 def coverage(shape: str, centre: tuple[float, float], extent: float, side: int, times: int) -> np.ndarray:
-    """How much of each pixel a shape covers, drawn as the renderer draws it."""
+    """Renders the fraction of each pixel that a shape covers."""
     canvas = Image.new("L", (side * times, side * times), 0)
     (x, y), at = centre, times
     draw_shape(ImageDraw.Draw(canvas), shape, (x * at, y * at), extent * at, 255)
