@@ -163,7 +163,7 @@ class VisionFeatures(Features):
 
 
 def open_features(name: str, vae: AutoencoderKL | None = None, size: tuple[int, int] | None = None) -> Features:
-    """Opens a feature network by name (see FORMS), on the CPU; `vae-latent` needs `vae` and `size` = (width, height)."""
+    """Opens a feature network by name (see FORMS), on the CPU; `vae-latent` needs `vae` and (width, height)."""
     kind, colon, rest = name.partition(":")
     if name == "vae-latent":
         if vae is None or size is None:

@@ -54,9 +54,9 @@ def runs_of(recipe: StudyRecipe) -> list[Run]:
             return run.seed, 0, pair.index(run.encoder)
         return run.seed, 1, encoders.index(run.encoder)
 
-    runs = {
-        Run(name, recipe.base, seed): None for name, entry in recipe.encoders.items() for seed in range(entry.seeds)
-    }
+    runs: dict[Run, None] = {}
+    for name, entry in recipe.encoders.items():
+        runs |= {Run(name, recipe.base, seed): None for seed in range(entry.seeds)}
     for name, network in recipe.unets.items():
         runs |= {Run(recipe.unets_with, name, seed): None for seed in range(network.seeds)}
     return sorted(runs, key=rank)
