@@ -58,7 +58,7 @@ def load_reference(path: str | Path) -> Reference:
 
 def _own(arrays: dict[str, Any], path: Path) -> Reference:
     if int(arrays["t2i"]) != FORMAT:
-        raise ValueError(f"{path}: statistics of format {int(found['t2i'])}, this version reads {FORMAT}")
+        raise ValueError(f"{path}: statistics of format {int(arrays['t2i'])}, this version reads {FORMAT}")
     if missing := {"identity", "n", "mean", "trace", "factor"} - arrays.keys():
         raise ValueError(f"{path}: lacks {', '.join(sorted(missing))}: the file is damaged, make it again")
     mean, factor = torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["factor"])
