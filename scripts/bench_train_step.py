@@ -129,7 +129,7 @@ class Ours(benching.OurLoop):
                 self.cache = open_cache(
                     folder / "cache", dict.fromkeys(("data", "size", "vae", "text_encoder"), "random")
                 )
-                self.uncond, self.scale, self.short = self.cache.null, SCALE, None
+                self.uncond, self.scale, self.short = self.cache.uncond, SCALE, None
                 text: Any = None
                 self.frozen = Frozen(
                     text, AutoencoderKL(AutoencoderKLConfig.parse({"scaling_factor": SCALE}, "here")), None

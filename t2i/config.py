@@ -108,7 +108,7 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     lines = []
     faults = error.errors()
     for fault in faults[:MOST_FAULTS]:
-        key = prefix + ".".join(str(part) for part in fault["loc"])
+        key = (prefix + ".".join(str(part) for part in fault["loc"])).rstrip(".")
         if fault["type"] == "extra_forbidden":
             known = _fields_at(model, fault["loc"][:-1])
             near = difflib.get_close_matches(str(fault["loc"][-1]), known, 1, 0.5)

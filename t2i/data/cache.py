@@ -1,4 +1,4 @@
-"""The cache of unscaled latent moments and text states: safetensors shards in folders named by what they were made of.
+"""The cache of unscaled latent moments and text states: safetensors shards in folders named by the key of their inputs.
 
 FOLDER/latents/KEY/ and FOLDER/texts/KEY/ hold shards and a manifest; another text encoder reuses the latents.
 """
@@ -21,7 +21,7 @@ from t2i.files import publish, read_json, sweep, write_json
 
 FORMAT = 1
 SHARD_ROWS = 1024
-SAID = {"data": "data", "size": "size", "vae": "VAE", "text_encoder": "text encoder"}
+PARTS = {"data": "data", "size": "size", "vae": "VAE", "text_encoder": "text encoder"}
 SECTIONS = {"latents": ("data", "size", "vae"), "texts": ("data", "text_encoder")}
 
 Parts = Mapping[str, str]
@@ -31,7 +31,7 @@ Encode = Callable[[range], dict[str, Tensor]]
 def cache_parts(
     *, data: str, size: tuple[int, int], background: str, vae: str, text_encoder: str, layer: int | None, dtype: str
 ) -> dict[str, str]:
-    """What a cache is keyed by; `data`, `vae`, `text_encoder` are fingerprints, `dtype` that of the stored states."""
+    """Returns the parts of a cache's key: `data`, `vae`, `text_encoder` are fingerprints, `dtype` of the states."""
     return {
         "data": data,
         "size": f"{size[0]}x{size[1]} on {background}; {TRANSFORM}",
@@ -41,7 +41,7 @@ def cache_parts(
 
 
 def text_part(text_encoder: str, layer: int | None, dtype: str) -> str:
-    """The part of a cache's key that text states depend on."""
+    """Returns the part of a cache's key that text states depend on."""
     return f"{text_encoder}, layer {layer}, {dtype}"
 
 
@@ -74,22 +74,22 @@ class Cache:
     def moments(
         self, indices: Int[Tensor, " b"] | Sequence[int]
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c h w"]]:
-        """Mean and log variance of the unscaled latents."""
+        """Returns the mean and the log variance of the unscaled latents."""
         rows = self._latents.rows(torch.as_tensor(indices))
         return rows["mean"], rows["logvar"]
 
     def conditioning(self, indices: Int[Tensor, " b"] | Sequence[int]) -> Conditioning:
-        """The text states of the captions of those pictures."""
+        """Returns the text states of the captions of those images."""
         return self._texts[self._caption[torch.as_tensor(indices)]]
 
     @property
-    def null(self) -> Conditioning:
-        """The text states of "" (b = 1)."""
+    def uncond(self) -> Conditioning:
+        """Returns the unconditional text states, those of "" (b = 1)."""
         return self._texts[torch.zeros(1, dtype=torch.long)]
 
 
 def open_cache(folder: str | Path, parts: Parts) -> Cache:
-    """The finished cache of these parts; another, an unfinished or a damaged one is a ValueError that says so."""
+    """Returns the finished cache of these parts; raises a ValueError for another, an unfinished or a damaged one."""
     folder, rebuild = Path(folder), "build it with `t2i precompute RECIPE.yaml`"
     problems: dict[str, None] = {}
     for section in SECTIONS:
@@ -108,27 +108,27 @@ def build_cache(
     folder: str | Path,
     parts: Parts,
     n: int,
-    encode_pictures: Callable[[list[int]], tuple[Tensor, Tensor]],
+    encode_images: Callable[[list[int]], tuple[Tensor, Tensor]],
     texts: Sequence[str],
     encode_text: Callable[[list[str]], Conditioning],
     batch: int,
     progress: Callable[[str, int, int], object] = lambda section, done, total: None,
 ) -> Cache:
-    """Encode pictures 0..n-1 and their captions, each distinct caption once; what is there already is kept.
+    """Encodes images 0..n-1 and their captions, each distinct caption once; finished shards are kept.
 
-    `encode_pictures(indices)` gives mean and log variance; `progress(section, done, total)` is called after each batch.
+    `encode_images(indices)` returns mean and log variance; `progress(section, done, total)` is called after each batch.
     """
-    assert len(texts) == n > 0 and set(parts) == set(SAID)
-    unique = list(dict.fromkeys(["", *texts]))  # the null is row 0
+    assert len(texts) == n > 0 and set(parts) == set(PARTS)
+    unique = list(dict.fromkeys(["", *texts]))  # the unconditional text is row 0
     row = {text: i for i, text in enumerate(unique)}
     captions = {"captions": {"row": torch.tensor([row[text] for text in texts], dtype=torch.int32)}}
 
-    def pictures(rows: range) -> dict[str, Tensor]:
-        mean, logvar = encode_pictures(list(rows))
+    def moments(rows: range) -> dict[str, Tensor]:
+        mean, logvar = encode_images(list(rows))
         return {"mean": mean, "logvar": logvar}
 
     folder = Path(folder)
-    _build(folder, "latents", parts, n, pictures, {}, batch, progress)
+    _build(folder, "latents", parts, n, moments, {}, batch, progress)
     _build_texts(folder, parts, unique, encode_text, captions, batch, progress)
     return open_cache(folder, parts)
 
@@ -173,7 +173,7 @@ def _build(
     batch: int,
     progress: Callable[[str, int, int], object],
 ) -> None:
-    """One section: whole shards into KEY.partial, which gets its manifest and its name when all are there."""
+    """Builds one section: complete shards in KEY.partial, which gets its manifest and its name at the end."""
     place = _place(folder, section, parts)
     if place.exists():
         progress(section, n, n)
@@ -185,7 +185,7 @@ def _build(
         save_weights(table, work / f"{name}.safetensors")
     for start in range(0, n, SHARD_ROWS):
         stop, path = min(start + SHARD_ROWS, n), _shard(work, start // SHARD_ROWS)
-        if path.exists():  # a shard gets its name when it is whole
+        if path.exists():  # a shard gets its name when it is complete
             continue
         pieces = []
         for a in range(start, stop, batch):
@@ -221,14 +221,14 @@ class _Shards:
         return read_safetensors(self._place / f"{name}.safetensors")
 
     def rows(self, indices: Int[Tensor, " b"]) -> dict[str, Tensor]:
-        """Copies of those rows of every tensor."""
+        """Returns copies of those rows of every tensor."""
         shard, row = indices // self._size, indices % self._size
         first = self._shards[0]
         out = {name: t.new_empty(len(indices), *t.shape[1:]) for name, t in first.items()}
         for k in shard.unique().tolist():
-            wanted = shard == k
+            mine = shard == k
             for name, tensor in self._shards[k].items():
-                out[name][wanted] = tensor[row[wanted]]
+                out[name][mine] = tensor[row[mine]]
         return out
 
 
@@ -242,14 +242,14 @@ def _place(folder: Path, section: str, parts: Parts) -> Path:
 
 
 def _problems(place: Path, parts: dict[str, str]) -> list[str]:
-    """Why a section cannot be opened: unfinished, absent, or which parts of the nearest one differ."""
+    """Returns why a section cannot be opened: unfinished, absent, or the parts in which the nearest one differs."""
     if place.with_suffix(".partial").exists():
         return [f"its {place.parent.name} are unfinished (the same command continues them)"]
     others: list[dict[str, Any]] = [read_json(p)["parts"] for p in place.parent.glob("*/manifest.json")]
     if not others:
         return [f"it holds no {place.parent.name}"]
     nearest = min(([name for name in parts if other.get(name) != parts[name]] for other in others), key=len)
-    return [f"it was built with another {SAID[name]}" for name in nearest] or ["it was built by another version"]
+    return [f"it was built with another {PARTS[name]}" for name in nearest] or ["it was built by another version"]
 
 
 def _shard(place: Path, k: int) -> Path:

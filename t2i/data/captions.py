@@ -6,39 +6,40 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, model_validator
 
 from t2i.config import Section
+from t2i.errors import ConfigError
 from t2i.randomness import permutation
 
-COPY = re.compile(r"[\s_-]*(\(\d+\)|\d+)$")  # what tells apart pictures of one caption: " (2)", "_001"
+COPY = re.compile(r"[\s_-]*(\(\d+\)|\d+)$")  # the end of names of images with the same caption: " (2)", "_001"
 REPEATED = re.compile(r"([1-9]\d*)_(.+)")  # kohya's N_name
-MOST_REPEATS = 1000  # a larger number at the head of a folder's name is a year, or counts something
+MOST_REPEATS = 1000  # a larger number at the start of a folder's name is a year or a count
 
 
 def name_caption(stem: str) -> str:
-    """The caption in a picture's name: underscores are spaces, a number at the end is none of it."""
+    """Returns the caption in an image's name: underscores are spaces, a number at the end is dropped."""
     return " ".join(COPY.sub("", stem).replace("_", " ").split())
 
 
 def repeated_folder(name: str) -> tuple[int, str] | None:
-    """(N, name) of a folder called as kohya's trainers have it, "10_sks dog"."""
-    found = REPEATED.fullmatch(name)
-    if found is None or len(found[1]) > len(str(MOST_REPEATS)) or int(found[1]) > MOST_REPEATS or not found[2].strip():
+    """Returns (N, name) of a folder named as in kohya's trainers, "10_sks dog"."""
+    match = REPEATED.fullmatch(name)
+    if match is None or len(match[1]) > len(str(MOST_REPEATS)) or int(match[1]) > MOST_REPEATS or not match[2].strip():
         return None
-    return int(found[1]), found[2].strip()
+    return int(match[1]), match[2].strip()
 
 
 def shuffle_tags(caption: str, kept: int, seed: int, epoch: int, index: int, separator: str = ",") -> str:
-    """The tags of a caption, the first `kept` in place and the others in an order of (seed, epoch, index) alone.
+    """Returns a caption's tags, the first `kept` in place and the others in an order of (seed, epoch, index).
 
-    kohya's `shuffle_caption` and `keep_tokens`: tags are stripped, empty ones dropped, and joined by ", ".
+    As kohya's `shuffle_caption` and `keep_tokens`: tags are stripped, empty ones dropped, and joined by ", ".
     """
     if kept < 0:
-        raise ValueError(f"keep_tokens = {kept}: how many tags stay at the head of a caption; 0 or more")
+        raise ConfigError("keep_tokens", "the number of tags that stay at the start of a caption is 0 or more", kept)
     if not separator.strip():
-        raise ValueError(f"caption_separator = {separator!r}: tags are told apart by a mark such as ','")
+        raise ConfigError("caption_separator", "tags are separated by a mark such as ','", separator)
     tags = [tag for part in caption.split(separator) if (tag := part.strip())]
-    head, rest = tags[:kept], tags[kept:]
-    order = permutation(len(rest), seed, "tags", epoch, index).tolist()
-    return f"{separator.strip()} ".join(head + [rest[i] for i in order])
+    head, tail = tags[:kept], tags[kept:]
+    order = permutation(len(tail), seed, "tags", epoch, index).tolist()
+    return f"{separator.strip()} ".join(head + [tail[i] for i in order])
 
 
 FIELD = re.compile(r"\{(\w+)\}")

@@ -1,4 +1,4 @@
-"""Every picture of a data set looked at before anything is trained on it: what is usable, what is lost, what is odd."""
+"""Checks every image of a data set before training: usable, lost and noteworthy ones."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from t2i.data.data_config import DataConfig, config_for
-from t2i.data.findings import LOST, NOTED, Finding, find_faults, look_at_all, said_of_sizes
+from t2i.data.findings import LOST, NOTED, Finding, find_faults, scan_images, size_statistics
 from t2i.data.folder import FolderSource
 from t2i.data.open import open_source
 from t2i.data.source import Source, Subset
+from t2i.errors import ConfigError
 from t2i.files import printable
 
 MAX_LOST = 0.05
@@ -20,7 +21,7 @@ EXAMPLES = 3
 
 
 class TokenCounter(NamedTuple):
-    """How a text encoder measures captions: the tokens of each, and how many it reads."""
+    """The token counts of captions by a text encoder, and the number of tokens that it reads."""
 
     count: Callable[[list[str]], list[int]]
     limit: int
@@ -28,7 +29,7 @@ class TokenCounter(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A usable picture: its row in the source, the size that it has upright, its caption, and tokens if counted."""
+    """A usable image: its row in the source, its upright size, its caption, and its tokens if they were counted."""
 
     row: int
     name: str
@@ -40,9 +41,9 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Check:
-    """What was found; `source` has the usable rows alone, `opened` all, `base` also the excluded ones.
+    """The result of a check: `source` has the usable rows only, `opened` all, `base` also the excluded ones.
 
-    `rows` tells the first row in `opened` of each picture.
+    `rows` has the first row in `opened` of each image.
     """
 
     config: DataConfig
@@ -60,44 +61,46 @@ class Check:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many of each kind of finding, none left out."""
-        found = Counter(finding.kind for finding in self.findings)
-        return {kind: found[kind] for kind in (*LOST, *NOTED)}
+        """Returns the number of findings of every kind."""
+        counts = Counter(finding.kind for finding in self.findings)
+        return {kind: counts[kind] for kind in (*LOST, *NOTED)}
 
     @property
     def lost(self) -> int:
-        """Pictures that are not trained on."""
+        """Returns the number of images that are not trained on."""
         return len({finding.name for finding in self.findings if finding.kind in LOST})
 
     @property
     def usable(self) -> int:
-        """Pictures that are trained on, each counted once."""
+        """Returns the number of images that are trained on, each counted once."""
         return self.total - self.lost
 
     @property
     def ok(self) -> bool:
-        """Whether no more than the stated share is lost, and something is left."""
+        """True if at most the fraction `max_lost` is lost, and some images are usable."""
         return self.usable > 0 and self.lost <= self.max_lost * self.total
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
-        share = f"{self.lost} of {self.total} pictures are lost"
+        """Returns the result in one sentence."""
+        lost = f"{self.lost} of {self.total} images are lost"
         if not self.ok:
-            return f"{share}, more than {self.max_lost:g} of them: mend or remove them, or allow more with --max-lost"
-        return f"{self.usable} of {self.total} pictures are usable" + (f"; {share}" if self.lost else "")
+            return f"{lost}, more than {self.max_lost:g} of them: repair or remove them, or allow more with --max-lost"
+        return f"{self.usable} of {self.total} images are usable" + (f"; {lost}" if self.lost else "")
 
     def lines(self) -> list[str]:
-        """What was found, for a terminal."""
-        found = [f"  {n} {({**LOST, **NOTED})[kind]}{_few(self.of_kind(kind))}" for kind, n in self.counts.items() if n]
-        return [printable(line) for line in [self.verdict, *found, *self.size_lines(), *self.caption_lines()]]
+        """Returns the results as lines for a terminal."""
+        counts = [
+            f"  {n} {({**LOST, **NOTED})[kind]}{_few(self.of_kind(kind))}" for kind, n in self.counts.items() if n
+        ]
+        return [printable(line) for line in [self.verdict, *counts, *self.size_lines(), *self.caption_lines()]]
 
     def of_kind(self, kind: str) -> list[Finding]:
-        """The findings of one kind."""
+        """Returns the findings of one kind."""
         return [finding for finding in self.findings if finding.kind == kind]
 
     def size_lines(self) -> list[str]:
-        """The sizes, in lines."""
+        """Returns the sizes as lines of text."""
         s = self.sizes
         if not s:
             return []
@@ -105,13 +108,13 @@ class Check:
         if (at := s["at"]) is not None:
             lines.append(
                 f"at {at['width']}x{at['height']}: {at['exact']} as they are, {at['reduced']} reduced, "
-                f"{at['enlarged']} enlarged; {at['cropped']} cropped, by {at['cropped_share']:.0%} of a picture on "
+                f"{at['enlarged']} enlarged; {at['cropped']} cropped, by {at['cropped_share']:.0%} of an image on "
                 f"average, {at['worst_share']:.0%} at most"
             )
         return lines
 
     def caption_lines(self) -> list[str]:
-        """The captions, in lines."""
+        """Returns the captions' statistics as lines of text."""
         c = self.captions
         origins = ", ".join(f"{name} {n}" for name, n in c["origins"].items())
         lines = [f"captions: {c['distinct']} different; from: {origins}"]
@@ -130,12 +133,13 @@ def check_folder(
     quiet: bool = True,
     **keys: Any,
 ) -> Check:
-    """Look at every picture of `data`, which `config_for` opens with `keys` (instance_prompt=, caption_column=, ..).
+    """Checks every image of `data`, which `config_for` opens with `keys` (instance_prompt=, caption_column=, ...).
 
-    `size`: (width, height) of training; `words`: the text encoder's. Pictures without any caption are a ValueError.
+    `size` is the (width, height) of training, `words` the text encoder's token counter. Raises a ValueError if no image
+    has a caption.
     """
     if not 0 <= max_lost <= 1:
-        raise ValueError(f"max_lost = {max_lost:g}: the share of pictures that may be lost is 0 to 1")
+        raise ConfigError("max_lost", "the fraction of images that may be lost is 0 to 1", max_lost)
     config = data if isinstance(data, DataConfig) else config_for(data, **keys)
     lenient = config.model_copy(update={"allow_empty_captions": True})
     opened = open_source(lenient)
@@ -149,10 +153,10 @@ def check_folder(
         bare = [name for name, i in rows.items() if not texts[i].strip()]
         if len(bare) == len(rows):
             way = "" if config.source == "parquet" else ", or give --instance-prompt 'a photo of sks dog'"
-            raise ValueError(f"{config.path}: none of the {len(bare)} pictures has a caption: write them{way}")
+            raise ValueError(f"{config.path}: none of the {len(bare)} images has a caption: write them{way}")
         findings += [Finding("captionless", name) for name in bare]
-    looks = look_at_all(opened, rows, config.background, quiet)
-    findings += find_faults(looks, size, notes := [])
+    scans = scan_images(opened, rows, config.background, quiet)
+    findings += find_faults(scans, size, notes := [])
     lost = {finding.name for finding in findings if finding.kind in LOST}
     used = [name for name in rows if name not in lost]
     tokens = None if words is None else words.count([texts[rows[name]] for name in used])
@@ -169,9 +173,9 @@ def check_folder(
         config=config,
         total=len(rows) + len(outside),
         findings=sorted(findings, key=lambda finding: kinds.index(finding.kind)),
-        sizes=said_of_sizes([looks[name] for name in used], size),
+        sizes=size_statistics([scans[name] for name in used], size),
         captions=_captions([texts[rows[name]] for name in used], opened, tokens, words),
-        examples=_examples(used, rows, texts, looks, tokens),
+        examples=_examples(used, rows, texts, scans, tokens),
         source=Subset(opened, [i for i in range(len(opened)) if opened[i].key in usable], "unusable"),
         opened=opened,
         base=base,
@@ -182,40 +186,36 @@ def check_folder(
 
 
 def _files(source: Source) -> list[Finding]:
-    """What was found beside the rows; only a folder has such."""
+    """Returns the findings about files that are in no row; only folders have them."""
     if not isinstance(source, FolderSource):
         return []
-    there = source.listing
-    lists = {
-        "missing": there.missing,
-        "unlisted": there.unlisted,
-        "unread_format": there.unread,
-        "spare_text": there.spare,
-    }
+    listing = source.listing
+    lists = {"missing": listing.missing, "unlisted": listing.unlisted}
+    lists |= {"unread_format": listing.unread, "spare_text": listing.spare}
     return [Finding(kind, name) for kind, names in lists.items() for name in names]
 
 
 def _captions(texts: list[str], source: Source, tokens: list[int] | None, words: TokenCounter | None) -> dict[str, Any]:
-    told = None
+    statistics = None
     if words is not None and tokens:
         p50, p90, p99 = np.percentile(tokens, [50, 90, 99], method="inverted_cdf").tolist()
-        told = {"encoder": words.name, "limit": words.limit, "p50": p50, "p90": p90, "p99": p99, "max": max(tokens)}
-        told["cut"] = sum(n > words.limit for n in tokens)
+        statistics = {"encoder": words.name, "limit": words.limit, "p50": p50, "p90": p90, "p99": p99}
+        statistics |= {"max": max(tokens), "cut": sum(n > words.limit for n in tokens)}
     origins = dict(source.report.origins) or {"caption column": len(texts)}
-    return {"distinct": len(set(texts)), "origins": origins, "tokens": told}
+    return {"distinct": len(set(texts)), "origins": origins, "tokens": statistics}
 
 
 def _examples(
-    used: list[str], rows: dict[str, int], texts: list[str], looks: dict[str, Any], tokens: list[int] | None
+    used: list[str], rows: dict[str, int], texts: list[str], scans: dict[str, Any], tokens: list[int] | None
 ) -> list[Example]:
-    """The first, the last and one between."""
+    """Returns the first usable image, the last one and one between."""
     places = sorted({round(k * (len(used) - 1) / (EXAMPLES - 1)) for k in range(EXAMPLES)}) if used else []
     return [
         Example(
             rows[used[i]],
             used[i],
-            looks[used[i]].width,
-            looks[used[i]].height,
+            scans[used[i]].width,
+            scans[used[i]].height,
             texts[rows[used[i]]],
             None if tokens is None else tokens[i],
         )
@@ -232,8 +232,8 @@ def _repeats(source: Source) -> list[str]:
             folders[(name.split("/")[0], n)] += 1
     if not folders:
         return []
-    said = ", ".join(f"{name} ({pictures} pictures)" for (name, _), pictures in folders.items())
-    return [f"repeated as the folders' names ask: {said}; only the ratio of the numbers matters"]
+    counts = ", ".join(f"{name} ({n} images)" for (name, _), n in folders.items())
+    return [f"repeated as the folders' names ask: {counts}; only the ratio of the numbers matters"]
 
 
 def _few(findings: list[Finding]) -> str:

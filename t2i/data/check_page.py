@@ -96,7 +96,7 @@ def _findings(check: Check, kind: str, label: str) -> Html:
 
 
 def _figure(check: Check, name: str, text: str, twin: str = "") -> Html:
-    """Returns a thumbnail of the whole image, if it can be read, beside that of its twin."""
+    """Returns a thumbnail of the whole image, if it can be read, beside that of the image it repeats."""
     thumbnails = [_thumbnail(check, one) for one in (name, twin) if one]
     text = text if len(text) <= MOST_LETTERS else text[:MOST_LETTERS] + "..."
     return page.figure(*thumbnails, caption=f"{name}\n{text}")

@@ -1,4 +1,4 @@
-"""`data:` of a recipe."""
+"""The section `data:` of a recipe, and the same for a path or a hub name."""
 
 import re
 from pathlib import Path
@@ -27,7 +27,7 @@ ONLY_FOR = {
 
 
 class DataConfig(BaseModel):
-    """Where the captioned pictures come from, and what is left out."""
+    """The source of captioned images, and which of its rows are left out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,15 +38,15 @@ class DataConfig(BaseModel):
     revision: str | None = Field(None, description="hub: a branch, tag or commit")
     file_name_captions: bool = Field(False, description="folder: red_frog_001.png, if nothing else, is 'red frog'")
     kohya_folders: bool | None = Field(
-        None, description="folder: N_name holds pictures N times, captioned 'name'; by default where all lie in such"
+        None, description="folder: N_name holds images N times, captioned 'name'; by default if all are in such folders"
     )
-    instance_prompt: str | None = Field(None, pattern=r"\S", description="folder: for pictures without a caption")
-    count: int = Field(4096, ge=1, description="scenes: how many")
-    seed: int = Field(0, ge=0, description="scenes: which")
-    subset: ScenesSubset = Field("train", description="scenes: of which part of the grammar")
-    pixels: int = Field(PIXELS, ge=LEAST_PIXELS, description="scenes: side of a picture before it is resized")
-    background: str = Field("white", description="colour under transparent pictures")
-    max_bad_share: float = Field(0.01, ge=0, le=1, description="unreadable pictures past this share stop the run")
+    instance_prompt: str | None = Field(None, pattern=r"\S", description="folder: caption of images without one")
+    count: int = Field(4096, ge=1, description="scenes: their number")
+    seed: int = Field(0, ge=0, description="scenes: seed")
+    subset: ScenesSubset = Field("train", description="scenes: part of the grammar")
+    pixels: int = Field(PIXELS, ge=LEAST_PIXELS, description="scenes: side of an image before it is resized")
+    background: str = Field("white", description="colour under transparent images")
+    max_bad_share: float = Field(0.01, ge=0, le=1, description="a larger fraction of unreadable images stops the run")
     exclude: str | None = Field(None, description="text file, one caption a line: these rows are left out")
     only: str | None = Field(None, description="text file, one caption a line: all other rows are left out")
     allow_empty_captions: bool = False
@@ -65,30 +65,30 @@ class DataConfig(BaseModel):
     @model_validator(mode="after")
     def _keys_fit_source(self) -> "DataConfig":
         if self.source != "scenes" and not self.path:
-            raise ValueError(f"data.path is needed for data.source={self.source}: a {self.source}, or a list of them")
+            raise ValueError(f"path is needed for source={self.source}: a {self.source}, or a list of them")
         for key, sources in ONLY_FOR.items():
             if self.source not in sources and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(
-                    f"data.{key} means nothing for data.source={self.source} (only {', '.join(sources)}): "
-                    f"leave it out, or set data.{key}=null"
+                    f"{key} means nothing for source={self.source} (only {', '.join(sources)}): leave it out, or set "
+                    f"it to null"
                 )
         return self
 
 
 def config_for(name: str | Path, **keys: Any) -> DataConfig:
-    """`data:` for a folder of pictures or of parquet files, a parquet file or OWNER/NAME on the hub, with `keys`."""
+    """Returns the config, with `keys`, of a folder of images or parquet files, a parquet file or a hub name."""
     path = Path(name).expanduser()
     if path.is_dir():
         source = "parquet" if any(path.glob("*.parquet")) else "folder"
     elif path.suffix == ".parquet" and path.is_file():
         source = "parquet"
     elif path.exists():
-        raise ValueError(f"{path}: is no parquet file; data is a folder of pictures, FILE.parquet or a hub's name")
+        raise ValueError(f"{path}: is no parquet file; give a folder of images, FILE.parquet or OWNER/NAME on the hub")
     elif HUB_NAME.fullmatch(str(name)) and not str(name).startswith("."):
         source = "hub"
     else:
-        raise ValueError(f"{name}: no such folder or file, and no name of a hub's data set, which is OWNER/NAME")
+        raise ValueError(f"{name}: no such folder or file, and not the name of a hub data set, OWNER/NAME")
     try:
         return DataConfig(source=source, path=str(name if source == "hub" else path), **keys)
     except ValidationError as error:
-        raise ValueError(f"{name}: {explain(error, DataConfig, 'data.')}") from None
+        raise ValueError(f"{name}: {explain(error, DataConfig)}") from None

@@ -1,4 +1,4 @@
-"""Pictures of a source as tensors, with the unreadable ones found, counted and left out."""
+"""The images of a source as tensors, without the unreadable ones, and the order of the samples."""
 
 import os
 from collections.abc import Callable
@@ -13,14 +13,15 @@ from torch import Tensor
 from t2i.data.decode import decode
 from t2i.data.source import Source
 from t2i.data.transforms import crop, to_float
+from t2i.errors import ConfigError
 from t2i.randomness import permutation
 
 HELD_BYTES = 2 << 30  # sets of no more than this many bytes of uint8 pixels stay in memory
-CHUNK = 256  # pictures decoded between two calls of `progress`
+CHUNK = 256  # images decoded between two calls of `progress`
 
 
 class ImageDataset:
-    """Map-style pictures in [-1, 1]; `scan` decodes every one once and keeps a small set in memory as uint8."""
+    """Map-style images in [-1, 1]; `scan` decodes every one once and keeps a small set in memory as uint8."""
 
     def __init__(
         self,
@@ -47,26 +48,26 @@ class ImageDataset:
         return self.source.texts()
 
     def load(self, i: int) -> Float[Tensor, "3 h w"]:
-        """Picture i; an unreadable one is a ValueError that names it."""
+        """Returns image i; raises a ValueError that names it if it is unreadable."""
         return to_float(self._pixels(i))
 
     def batch(self, indices: Int[Tensor, " b"] | list[int]) -> Float[Tensor, "b 3 h w"]:
-        """Pictures by index, decoded in threads unless they are in memory."""
-        wanted = torch.as_tensor(indices).tolist()
-        if self._held is not None and self.bad.keys().isdisjoint(wanted):
-            return to_float(self._held[wanted])
-        return to_float(torch.stack(list(self._pool.map(self._pixels, wanted))))
+        """Returns images by index, decoded in threads unless they are in memory."""
+        rows = torch.as_tensor(indices).tolist()
+        if self._held is not None and self.bad.keys().isdisjoint(rows):
+            return to_float(self._held[rows])
+        return to_float(torch.stack(list(self._pool.map(self._pixels, rows))))
 
     @property
     def usable(self) -> Int[Tensor, " m"]:
-        """Indices of the readable pictures, ascending; scans on first use."""
+        """Returns the indices of the readable images, ascending; scans on first use."""
         if self._usable is None:
             self.scan()
         assert self._usable is not None
         return self._usable
 
     def scan(self, progress: Callable[[int], object] = lambda done: None) -> str:
-        """Decode everything once and say what was found; too many unreadable pictures are a ValueError."""
+        """Decodes every image once and returns a summary; raises a ConfigError if too many are unreadable."""
         n = len(self)
         self._held, self.bad = None, {}
         held = torch.zeros(n, 3, self.size[1], self.size[0], dtype=torch.uint8) if self._fits else None
@@ -87,14 +88,16 @@ class ImageDataset:
     def _verdict(self) -> str:
         n, bad = len(self), len(self.bad)
         if not bad:
-            return f"{n} pictures, all readable"
+            return f"{n} images, all readable"
         first = "; ".join(list(self.bad.values())[:5])
         if bad == n or bad > self.max_bad_share * n:
-            raise ValueError(
-                f"{bad} of {n} pictures are unreadable, more than data.max_bad_share={self.max_bad_share:g} "
-                f"(first: {first}): repair or remove them, or raise data.max_bad_share"
+            raise ConfigError(
+                "data.max_bad_share",
+                f"{bad} of {n} images are unreadable, more than this fraction (first: {first}): repair or remove them, "
+                "or raise it",
+                self.max_bad_share,
             )
-        return f"{n} pictures, {bad} unreadable and left out (first: {first})"
+        return f"{n} images, {bad} unreadable and left out (first: {first})"
 
     def _try(self, i: int) -> UInt8[Tensor, "3 h w"] | str:
         try:
@@ -113,12 +116,12 @@ class ImageDataset:
 
 
 def batch_indices(n: int, global_batch: int, step: int, seed: int) -> Int[Tensor, " b"]:
-    """Sample indices of global batch `step` (from 0), cut from an endless stream of permutations of range(n).
+    """Returns the sample indices of global batch `step` (from 0), cut from a stream of permutations of range(n).
 
-    Every batch is full; the stream knows nothing of ranks, so any number of them sees the same samples.
+    Every batch is full. The order is a function of (seed, step) only, so any number of ranks sees the same samples.
     """
     if n < 1:
-        raise ValueError("no usable pictures: the order of an empty data set is undefined")
+        raise ValueError("no usable images: the order of an empty data set is undefined")
     places = torch.arange(step * global_batch, (step + 1) * global_batch)
     epochs = places // n
     return torch.cat([_permutation(n, seed, int(e))[places[epochs == e] % n] for e in epochs.unique()])

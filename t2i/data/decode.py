@@ -1,4 +1,4 @@
-"""Encoded bytes to an RGB picture: the one place where a picture file is opened."""
+"""Encoded bytes to an RGB image: the one place where an image file is opened."""
 
 import io
 from contextlib import suppress
@@ -19,18 +19,18 @@ UPRIGHT = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # EXIF orientation -> what turns the picture upright
+}  # EXIF orientation -> the operation that turns the image upright
 
 
-ANIMATED = ("GIF", "PNG", "WEBP", "TIFF")  # a phone's JPEG may hold further pictures, which are no frames
+ANIMATED = ("GIF", "PNG", "WEBP", "TIFF")  # a phone's JPEG may hold further images, which are not frames
 
 
 class UnreadableImage(ValueError):
-    """The bytes are no picture that `decode` reads; the message says why."""
+    """Bytes that `decode` cannot read; the message has the cause."""
 
 
 class Facts(NamedTuple):
-    """What had to be done to a file to make an upright 8-bit RGB picture of it."""
+    """The conversions that made an upright 8-bit RGB image of a file."""
 
     format: str
     turned: bool  # by its EXIF orientation
@@ -41,12 +41,12 @@ class Facts(NamedTuple):
 
 
 def decode(data: bytes, background: str = "white", max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Upright RGB picture: EXIF orientation applied, alpha laid on `background`, 16-bit scaled, first frame only."""
+    """Returns an upright RGB image: EXIF orientation applied, alpha on `background`, 16 bits scaled, first frame."""
     return examine(data, background, max_pixels)[0]
 
 
 def examine(data: bytes, background: str = "white", max_pixels: int = MAX_PIXELS) -> tuple[Image.Image, Facts]:
-    """`decode`, and what it met."""
+    """Returns `decode`'s image and the conversions that it needed."""
     colour = ImageColor.getrgb(background)
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -57,9 +57,9 @@ def examine(data: bytes, background: str = "white", max_pixels: int = MAX_PIXELS
         bits = _bits(image, data)
         turn = _turn(image)
         upright = image if turn is None else image.transpose(turn)
-        picture, alpha = _flatten(upright, colour, bits)
+        flat, alpha = _flatten(upright, colour, bits)
         facts = Facts(image.format or "", turn is not None, alpha, image.mode == "CMYK", bits > 8, _animated(image))
-        return picture, facts
+        return flat, facts
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError as error:
@@ -71,13 +71,13 @@ def examine(data: bytes, background: str = "white", max_pixels: int = MAX_PIXELS
 def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # corrupt EXIF says nothing about the pixels, which are good
+    except Exception:  # the pixels are good, whatever the EXIF
         return None
     return UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
-    """Of a channel in the file; Pillow has made 8 of a colour picture's 16 already (the high byte)."""
+    """Returns the bits a channel in the file; of a colour image's 16 bits Pillow has kept the high byte."""
     if image.format == "PNG":
         return data[24]  # the IHDR chunk comes first
     return max(image.tag_v2.get(BITSPERSAMPLE, (1,))) if isinstance(image, TiffImageFile) else 8
@@ -90,20 +90,20 @@ def _animated(image: Image.Image) -> bool:
 
 
 def _flatten(image: Image.Image, background: tuple[int, ...], bits: int) -> tuple[Image.Image, bool]:
-    """RGB, and whether some pixel was transparent."""
+    """Returns the RGB image, and True if some pixel was transparent."""
     if image.mode == "F" or image.mode.startswith("I"):
         image = _eight_bits(image, bits)
     if not image.has_transparency_data:
         return image.convert("RGB"), False
     rgba = image.convert("RGBA")
-    see_through = rgba.getchannel("A").getextrema()[0] != 255
-    return Image.alpha_composite(Image.new("RGBA", image.size, background), rgba).convert("RGB"), see_through
+    transparent = rgba.getchannel("A").getextrema()[0] != 255
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), rgba).convert("RGB"), transparent
 
 
 def _eight_bits(image: Image.Image, bits: int) -> Image.Image:
-    """Gray of more than 8 bits, scaled by its full range: 2^bits - 1 up to 16 bits, else the first that holds it.
+    """Scales gray of more than 8 bits by its full range: 2^bits - 1 up to 16 bits, else the first that contains it.
 
-    65535 or 2^31 - 1 for integers of 32 bits, 1, 255 or 65535 for floats.
+    The ranges are 65535 or 2^31 - 1 for integers of 32 bits, and 1, 255 or 65535 for floats.
     """
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all() or values.min() < 0:

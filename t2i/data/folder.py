@@ -1,4 +1,4 @@
-"""A folder of pictures, captioned by one metadata file, by a text file beside each picture, or by names."""
+"""A folder of images, captioned by one metadata file, by a text file beside each image, or by names."""
 
 import csv
 import json
@@ -13,13 +13,14 @@ from typing import Any
 
 from t2i.data.captions import name_caption, repeated_folder
 from t2i.data.source import Record, Report, check_captions, fingerprint
+from t2i.errors import ConfigError
 from t2i.files import sha256
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 UNREAD = (
     *(".jfif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".xcf", ".tga", ".ico", ".ppm", ".pgm"),
     *(".exr", ".dng", ".cr2", ".nef", ".arw"),
-)  # pictures of formats that are not read
+)  # images of formats that are not read
 METADATA = ("metadata.jsonl", "metadata.csv")
 SIDECARS = (".txt", ".caption")
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "tags")  # what others call it
@@ -27,7 +28,7 @@ CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "tags")  # what othe
 
 @dataclass(frozen=True)
 class Naming:
-    """Where captions come from that stand in no file; `kohya` None: where all pictures lie in folders N_name."""
+    """Sources of captions that are in no file; `kohya` None: used if all images are in folders N_name."""
 
     file_names: bool = False
     kohya: bool | None = None
@@ -36,7 +37,7 @@ class Naming:
 
 @dataclass
 class Listing:
-    """What lies in a folder; the first four go together, a row a picture."""
+    """The content of a folder; the first four lists have an entry for each image."""
 
     names: list[str] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -44,22 +45,22 @@ class Listing:
     repeats: list[int] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # listed in the metadata, not on disk
     unlisted: list[str] = field(default_factory=list)  # on disk, not listed in the metadata
-    unread: list[str] = field(default_factory=list)  # pictures in formats that are not read
-    spare: list[str] = field(default_factory=list)  # text files that caption no picture
+    unread: list[str] = field(default_factory=list)  # images in formats that are not read
+    spare: list[str] = field(default_factory=list)  # text files that caption no image
 
     def add(self, other: "Listing", prefix: str) -> None:
-        """Another folder's rows after these."""
-        for what in ("names", "missing", "unlisted", "unread", "spare"):
-            getattr(self, what).extend(prefix + name for name in getattr(other, what))
-        for what in ("texts", "origins", "repeats"):
-            getattr(self, what).extend(getattr(other, what))
+        """Appends the entries of another folder."""
+        for entry in ("names", "missing", "unlisted", "unread", "spare"):
+            getattr(self, entry).extend(prefix + name for name in getattr(other, entry))
+        for entry in ("texts", "origins", "repeats"):
+            getattr(self, entry).extend(getattr(other, entry))
 
 
 class FolderSource:
-    """Pictures of the folders in natural order (2.png before 10.png), with the captions of each folder.
+    """The images of folders in natural order (2.png before 10.png), with the captions of each folder.
 
-    `root`: where links may lead beside the folder itself. Training counts steps, not epochs, so of kohya's N only the
-    ratio matters: the rows of a picture are N over the greatest common divisor.
+    Links may lead into `root` besides the folder itself. Training counts steps, not epochs, so only the ratio of
+    kohya's N matters: an image has N rows, divided by the greatest common divisor.
     """
 
     def __init__(
@@ -73,9 +74,9 @@ class FolderSource:
         self.folders, self.listing = folders, Listing()
         files: list[Path] = []
         for number, folder in enumerate(folders):
-            found = _read_folder(folder, caption_column, naming or Naming(), root or folder)
-            files += [folder / name for name in found.names]
-            self.listing.add(found, "" if len(folders) == 1 else f"{number}:")
+            content = _read_folder(folder, caption_column, naming or Naming(), root or folder)
+            files += [folder / name for name in content.names]
+            self.listing.add(content, "" if len(folders) == 1 else f"{number}:")
         listing = self.listing
         divisor = math.gcd(*listing.repeats)
         rows = [i for i, n in enumerate(listing.repeats) for _ in range(n // divisor)]
@@ -102,11 +103,11 @@ class FolderSource:
         return list(self._texts)
 
     def path_of(self, name: str) -> Path:
-        """Where a file of the listing lies, be it in a row or not."""
+        """Returns the path of a file of the listing, used in a row or not."""
         if len(self.folders) == 1:
             return self.folders[0] / name
-        number, _, rest = name.partition(":")
-        return self.folders[int(number)] / rest
+        number, _, file = name.partition(":")
+        return self.folders[int(number)] / file
 
     def fingerprint(self) -> str:
         hashes = {file: sha256(file) for file in dict.fromkeys(self._files)}
@@ -115,62 +116,67 @@ class FolderSource:
 
 def _read_folder(folder: Path, column: str, naming: Naming, root: Path) -> Listing:
     if not folder.is_dir():
-        raise ValueError(f"data.path = {str(folder)!r} is no folder: for a parquet file set data.source=parquet")
+        raise ConfigError("path", "is no folder: for a parquet file set source=parquet", str(folder))
     files = [path.relative_to(folder).as_posix() for path in _files(folder, root)]
     present = {name for name in files if name.lower().endswith(IMAGE_SUFFIXES)}
     unread = [name for name in files if name.lower().endswith(UNREAD)]
     if not present:
-        others = f": {len(unread)} are there that are not read, first {unread[0]}" if unread else ""
-        raise ValueError(f"data.path = {str(folder)!r} holds no pictures ({', '.join(IMAGE_SUFFIXES)}){others}")
+        others = f": {len(unread)} are of formats that are not read, first {unread[0]}" if unread else ""
+        raise ConfigError("path", f"holds no images ({', '.join(IMAGE_SUFFIXES)}){others}", str(folder))
     metadata = [folder / name for name in METADATA if (folder / name).is_file()]
     if len(metadata) > 1:
         raise ValueError(f"{folder} holds both {' and '.join(METADATA)}: keep one")
-    found = Listing(unread=sorted(unread, key=_natural))
+    listing = Listing(unread=sorted(unread, key=_natural))
     used: set[str] = set()
     if metadata:
         rows = sorted(_rows(metadata[0], column, root), key=lambda row: _natural(row[0]))
-        found.names = [name for name, _ in rows if (folder / name).is_file()]
-        if not found.names:
+        listing.names = [name for name, _ in rows if (folder / name).is_file()]
+        if not listing.names:
             raise ValueError(f"{metadata[0]}: none of its {len(rows)} files exists; file_name is relative to {folder}")
         listed = {name for name, _ in rows}
-        found.missing = [name for name, _ in rows if not (folder / name).is_file()]
-        found.unlisted = sorted(present - listed, key=_natural)
+        listing.missing = [name for name, _ in rows if not (folder / name).is_file()]
+        listing.unlisted = sorted(present - listed, key=_natural)
         texts = [text for name, text in rows if (folder / name).is_file()]
     else:
-        found.names = sorted(present, key=_natural)
-        beside = [_sidecar(folder / name) for name in found.names]
+        listing.names = sorted(present, key=_natural)
+        beside = [_sidecar(folder / name) for name in listing.names]
         used = {path.relative_to(folder).as_posix() for path, _ in beside if path is not None}
         texts = [text for _, text in beside]
-    found.spare = sorted((name for name in files if name.lower().endswith(SIDECARS) and name not in used), key=_natural)
-    repeated = _kohya(folder, found.names, naming.kohya, bool(metadata))
+    listing.spare = sorted(
+        (name for name in files if name.lower().endswith(SIDECARS) and name not in used), key=_natural
+    )
+    repeated = _kohya(folder, listing.names, naming.kohya, bool(metadata))
     source = "metadata" if metadata else "text file"
-    for name, text in zip(found.names, texts, strict=True):
+    for name, text in zip(listing.names, texts, strict=True):
         times, words = repeated.get(name, (1, ""))
         origin, caption = _caption(name, text, source, words, naming)
-        found.texts.append(caption)
-        found.origins.append(origin)
-        found.repeats.append(times)
-    return found
+        listing.texts.append(caption)
+        listing.origins.append(origin)
+        listing.repeats.append(times)
+    return listing
 
 
-def _caption(name: str, written: str, source: str, words: str, naming: Naming) -> tuple[str, str]:
-    """Where a picture's caption comes from, and the caption: what is written for it alone comes first."""
+def _caption(name: str, written: str, origin: str, folder_words: str, naming: Naming) -> tuple[str, str]:
+    """Returns the origin of an image's caption, and the caption: one written for this image comes first."""
     named = name_caption(Path(name).stem) if naming.file_names else ""
-    given = {source: written, "file name": named, "folder name": words, "instance prompt": naming.instance_prompt or ""}
-    return next(((origin, text) for origin, text in given.items() if text.strip()), ("none", ""))
+    captions = {origin: written, "file name": named, "folder name": folder_words}
+    captions["instance prompt"] = naming.instance_prompt or ""
+    return next(((origin, text) for origin, text in captions.items() if text.strip()), ("none", ""))
 
 
-def _kohya(folder: Path, names: list[str], wanted: bool | None, listed: bool) -> dict[str, tuple[int, str]]:
-    """(repeats, class words) by picture, where all lie in folders N_name."""
-    if wanted is False:
+def _kohya(folder: Path, names: list[str], enabled: bool | None, listed: bool) -> dict[str, tuple[int, str]]:
+    """Returns (repeats, class words) by image if all images are in folders N_name."""
+    if enabled is False:
         return {}
     parsed = {name: repeated_folder(name.split("/")[0]) if "/" in name else None for name in names}
-    found = {name: pair for name, pair in parsed.items() if pair is not None}
+    repeated = {name: pair for name, pair in parsed.items() if pair is not None}
     outside = next((name for name, pair in parsed.items() if pair is None), None)
-    if wanted and (listed or outside is not None):
+    if enabled and (listed or outside is not None):
         why = "it has a metadata file" if listed else f"{outside} is in none"
-        raise ValueError(f"data.kohya_folders = true: {folder} is no folder of folders N_name, as 10_sks dog: {why}")
-    return {} if listed or outside is not None else found
+        raise ConfigError(
+            "kohya_folders", f"{folder} does not consist of folders N_name, such as 10_sks dog: {why}", enabled
+        )
+    return {} if listed or outside is not None else repeated
 
 
 def _files(folder: Path, root: Path) -> Iterator[Path]:
@@ -183,14 +189,17 @@ def _files(folder: Path, root: Path) -> Iterator[Path]:
 
 
 def _rows(metadata: Path, column: str, root: Path) -> list[tuple[str, str]]:
-    """(file_name, caption) of every line, checked."""
+    """Returns the checked (file_name, caption) of every line."""
     rows = []
     for where, row in _csv_rows(metadata) if metadata.suffix == ".csv" else _jsonl_rows(metadata):
         for key in ("file_name", column):
             if key not in row:
-                others = [name for name in CAPTION_COLUMNS if name in row and key == column]
-                hint = f"; set data.caption_column={others[0]}" if others else ""
-                raise ValueError(f"{where}: no {key!r}; its keys: {', '.join(row)}{hint}")
+                keys = ", ".join(row)
+                if key != column:
+                    raise ValueError(f"{where}: no {key!r}; its keys: {keys}")
+                others = [f"; set {name!r}" for name in CAPTION_COLUMNS if name in row]
+                hint = others[0] if others else ""
+                raise ConfigError("caption_column", f"{where} has no such key; its keys: {keys}{hint}", column)
             if not isinstance(row[key], str):
                 raise ValueError(f"{where}: {key!r} is {row[key]!r}, not a string")
         _inside(metadata.parent, metadata.parent / row["file_name"], f"{where}: file_name {row['file_name']!r}", root)
@@ -207,7 +216,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number} is no JSON: {error}") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: wanted an object with file_name, got {line[:60]!r}")
+            raise ValueError(f"{path}, line {number}: an object with file_name is needed, not {line[:60]!r}")
         yield f"{path}, line {number}", row
 
 
@@ -219,12 +228,12 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{path}, line {reader.line_num}", row
 
 
-def _sidecar(picture: Path) -> tuple[Path | None, str]:
-    """The text file beside a picture, and the caption in it; "" where there is none."""
-    found = [path for path in map(picture.with_suffix, SIDECARS) if path.is_file()]
-    if len(found) > 1:
-        raise ValueError(f"{picture} has two captions, {' and '.join(path.name for path in found)}: keep one")
-    return (found[0], _text(found[0]).strip()) if found else (None, "")
+def _sidecar(image: Path) -> tuple[Path | None, str]:
+    """Returns the text file beside an image and the caption in it, or (None, "")."""
+    files = [path for path in map(image.with_suffix, SIDECARS) if path.is_file()]
+    if len(files) > 1:
+        raise ValueError(f"{image} has two captions, {' and '.join(path.name for path in files)}: keep one")
+    return (files[0], _text(files[0]).strip()) if files else (None, "")
 
 
 def _text(path: Path) -> str:
@@ -234,12 +243,12 @@ def _text(path: Path) -> str:
         raise ValueError(f"{path} is not UTF-8: {error}") from error
 
 
-def _inside(folder: Path, path: Path, said: str, root: Path) -> None:
+def _inside(folder: Path, path: Path, label: str, root: Path) -> None:
     if not path.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"{said} leads out of {folder}: pictures must lie inside the data folder")
+        raise ValueError(f"{label} leads out of {folder}: images must be inside the data folder")
 
 
 def _natural(name: str) -> tuple[list[tuple[bool, int, str]], str]:
-    """Digits compare as numbers; the name itself breaks ties."""
+    """Returns a sort key by which digits compare as numbers; the name itself breaks ties."""
     parts = re.findall(r"\d+|\D+", name.lower())
     return [(False, int(part), "") if part.isdecimal() else (True, 0, part) for part in parts], name

@@ -1,4 +1,4 @@
-"""Pictures that are there twice: the same pixels, or the same picture saved anew."""
+"""Finds exact and near-duplicate images."""
 
 import hashlib
 
@@ -6,34 +6,37 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-SIDE, COARSE = 32, 8  # of the thumbnails that are compared, and of those that are compared first
-RMS, MOST = 4.0, 24.0  # levels of 255 by which two thumbnails of one picture differ: on the whole, and anywhere
-ASPECT = 0.05  # and their aspect ratios, in logarithms
-LIMIT = 20_000  # pictures beyond which none is compared with every other
+SIDE, COARSE = 32, 8  # pixels of the compared thumbnails, and of the coarse ones that are compared first
+RMS, MOST = 4.0, 24.0  # levels of 255 by which the thumbnails of near duplicates may differ: RMS, maximum
+ASPECT = 0.05  # logarithms by which their aspect ratios may differ
+LIMIT = 20_000  # images; more of them are not compared with each other
 BLOCK = 1024
-NEAREST = 4  # looked at closely
+NEAREST = 4  # earlier images that are compared by their full thumbnails
 
 
-def digest(picture: Image.Image) -> bytes:
-    """Of the pixels: equal for equal pictures in files of any kind."""
-    return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).digest()
+def digest(image: Image.Image) -> bytes:
+    """Returns the SHA-256 of an image's size and pixels."""
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
 
 
-def thumbnail(picture: Image.Image) -> UInt8[np.ndarray, "32 32 3"]:
-    """The picture squeezed into a small square, antialiased."""
-    return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+def thumbnail(image: Image.Image) -> UInt8[np.ndarray, "32 32 3"]:
+    """Returns the image resized to a small square, antialiased."""
+    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
-def find_near(thumbnails: UInt8[np.ndarray, "n 32 32 3"], aspects: Float[np.ndarray, " n"]) -> dict[int, int]:
-    """For each picture that is an earlier one saved anew, that one: other quality, size or format, no other crop.
+def find_near_duplicates(
+    thumbnails: UInt8[np.ndarray, "n 32 32 3"], aspects: Float[np.ndarray, " n"]
+) -> dict[int, int]:
+    """Returns {index: index of the earlier image} for images saved anew with another quality, size or format.
 
-    Averaging only brings pictures closer, so those that are far apart in coarse thumbnails need no closer look.
+    Crops are not found. Averaging only brings images closer, so images that are far apart in their coarse thumbnails
+    are not compared by their full ones.
     """
     n, step = len(thumbnails), SIDE // COARSE
     coarse = np.stack([t.reshape(COARSE, step, COARSE, step, 3).mean((1, 3), dtype=np.float32) for t in thumbnails])
     flat = coarse.reshape(n, -1) - 128
     norms, logs = (flat**2).sum(1), np.log(aspects)
-    found: dict[int, int] = {}
+    duplicates: dict[int, int] = {}
     for start in range(0, n, BLOCK):
         rows = slice(start, min(start + BLOCK, n))
         distances = norms[rows, None] + norms[None, : rows.stop] - 2 * flat[rows] @ flat[: rows.stop].T
@@ -42,9 +45,9 @@ def find_near(thumbnails: UInt8[np.ndarray, "n 32 32 3"], aspects: Float[np.ndar
             earlier = distances[row, :i]
             for j in map(int, np.argsort(earlier)[:NEAREST]):
                 if abs(logs[i] - logs[j]) <= ASPECT and _same(thumbnails[i], thumbnails[j]):
-                    found[i] = j
+                    duplicates[i] = j
                     break
-    return found
+    return duplicates
 
 
 def _same(a: UInt8[np.ndarray, "32 32 3"], b: UInt8[np.ndarray, "32 32 3"]) -> bool:

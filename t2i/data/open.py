@@ -6,30 +6,39 @@ from t2i.data.data_config import DataConfig
 from t2i.data.folder import FolderSource, Naming
 from t2i.data.scenes import ScenesSource
 from t2i.data.source import Source, Subset
+from t2i.errors import ConfigError
 
 
-def open_source(config: DataConfig, recipe_folder: str | Path | None = None) -> Source:
-    """The source that `config` names; relative paths start in the current folder, then in the recipe's."""
-    source = _open(config, recipe_folder)
-    for key, name, wanted in (("exclude", config.exclude, False), ("only", config.only, True)):
-        if name is not None:
-            source = _select(source, key, name, wanted, recipe_folder)
-    return source
+def open_source(config: DataConfig, recipe_folder: str | Path | None = None, section: str = "data") -> Source:
+    """Returns the source that `config` names; relative paths start in the current folder, then in the recipe's.
+
+    Raises a ConfigError whose key begins with `section`, the recipe's name of `config`.
+    """
+    try:
+        source = _open(config, recipe_folder)
+        for key, name, listed in (("exclude", config.exclude, False), ("only", config.only, True)):
+            if name is not None:
+                source = _select(source, key, name, listed, recipe_folder)
+        return source
+    except ConfigError as error:
+        raise error.under(f"{section}.{error.key}") from None
 
 
-def _select(source: Source, key: str, name: str, wanted: bool, recipe_folder: str | Path | None) -> Source:
-    """The rows whose captions are (not) `wanted` of those that a file lists."""
-    listed = _captions_listed(_find(name, key, recipe_folder))
+def _select(source: Source, key: str, name: str, listed: bool, recipe_folder: str | Path | None) -> Source:
+    """Returns the rows whose captions a file lists, or those whose captions it does not list."""
+    captions = _captions_listed(_find(name, key, recipe_folder))
     texts = source.texts()
-    if strange := sorted(listed - set(texts)):
-        raise ValueError(
-            f"data.{key} = {name}: {len(strange)} lines match no caption of the data, "
-            f"first {strange[0]!r}: each line is one whole caption, exactly as in the data"
+    if unknown := sorted(captions - set(texts)):
+        raise ConfigError(
+            key,
+            f"{len(unknown)} lines match no caption of the data, first {unknown[0]!r}: each line is one whole caption, "
+            "exactly as in the data",
+            name,
         )
-    kept = [i for i, text in enumerate(texts) if (text in listed) is wanted]
+    kept = [i for i, text in enumerate(texts) if (text in captions) is listed]
     if not kept:
-        raise ValueError(f"data.{key} = {name} leaves no row")
-    return Subset(source, kept, "others" if wanted else "excluded")
+        raise ConfigError(key, "leaves no row", name)
+    return Subset(source, kept, "others" if listed else "excluded")
 
 
 def _open(config: DataConfig, recipe_folder: str | Path | None) -> Source:
@@ -49,7 +58,7 @@ def _open(config: DataConfig, recipe_folder: str | Path | None) -> Source:
 
     files = [file for path in paths for file in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])]
     if not files:
-        raise ValueError(f"data.path = {config.path}: no *.parquet in that folder")
+        raise ConfigError("path", "no *.parquet in that folder", config.path)
     return ParquetSource(files, config.image_column, config.caption_column, config.allow_empty_captions)
 
 
@@ -59,7 +68,7 @@ def _find(name: str, key: str, recipe_folder: str | Path | None) -> Path:
         if place.exists():
             return place
     tried = ", ".join(str(place.absolute()) for place in places)
-    raise ValueError(f"data.{key} = {name!r} does not exist (looked at {tried}): set data.{key}=PATH")
+    raise ConfigError(key, f"does not exist (looked at {tried})", name)
 
 
 def _captions_listed(path: Path) -> set[str]:

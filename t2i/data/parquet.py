@@ -11,13 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from t2i.data.source import Record, Report, check_captions, fingerprint
+from t2i.errors import ConfigError
 from t2i.files import sha256
 
 HELD_BYTES = 2 << 30  # row groups kept in memory, as Arrow buffers
 
 
 class ParquetSource:
-    """Rows of parquet files in file order; pictures are read by row group, the latest groups stay in memory."""
+    """Rows of parquet files in file order; images are read by row group, the latest groups stay in memory."""
 
     def __init__(self, paths: list[Path], image_column: str, caption_column: str, allow_empty_captions: bool = False):
         self._paths = paths
@@ -35,7 +36,7 @@ class ParquetSource:
                     sizes.append(file.metadata.row_group(group).num_rows)
         self._starts = list(accumulate(sizes, initial=0))
         if not self._texts:
-            raise ValueError(f"data.path: no rows in {', '.join(map(str, paths))}")
+            raise ConfigError("path", f"no rows in {', '.join(map(str, paths))}")
         empty = check_captions(self._texts, lambda i: f"row {i}", allow_empty_captions)
         self.report = Report(rows=len(self._texts), empty_captions=empty)
         self._held: OrderedDict[int, Any] = OrderedDict()
@@ -58,7 +59,7 @@ class ParquetSource:
         place = bisect_right(self._starts, i) - 1
         data = self._group(place)[i - self._starts[place]].as_py()
         if data is None:
-            raise ValueError(f"row {i}: no picture bytes in column {self._columns[0]!r} (a path alone is not followed)")
+            raise ValueError(f"row {i}: no image bytes in column {self._columns[0]!r} (a path alone is not followed)")
         return data
 
     def _group(self, place: int) -> Any:
@@ -87,7 +88,7 @@ def _open(path: Path) -> pq.ParquetFile:
 
 def _field(schema: pa.Schema, key: str, name: str, path: Path) -> pa.Field:
     if name not in schema.names:
-        raise ValueError(f"data.{key} = {name!r} is no column of {path}; its columns: {', '.join(schema.names)}")
+        raise ConfigError(key, f"is no column of {path}; its columns: {', '.join(schema.names)}", name)
     return schema.field(name)
 
 
@@ -97,7 +98,7 @@ def _image_leaf(schema: pa.Schema, name: str, path: Path) -> str:
         return f"{name}.bytes"
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return name
-    raise ValueError(f"data.image_column = {name!r} of {path} is {kind}: wanted binary, or a struct with `bytes`")
+    raise ConfigError("image_column", f"is {kind} in {path}: binary, or a struct with `bytes`, is needed", name)
 
 
 def _captions(file: pq.ParquetFile, name: str, path: Path) -> list[str]:

@@ -1,23 +1,23 @@
-"""What every source of captioned pictures offers."""
+"""Sources of captioned images: their protocol, their report, subsets and the split for validation."""
 
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
+from t2i.errors import ConfigError
 from t2i.randomness import permutation
 
-MIN_SPLIT = 4
-
-UNWRITTEN = {  # captions that stand in no file, by origin
-    "file name": "pictures captioned by their names",
-    "folder name": "pictures captioned by their folders' names",
-    "instance prompt": "pictures with the instance prompt",
+MIN_SPLIT = 4  # images
+DERIVED = {  # captions that are in no file, by origin
+    "file name": "images captioned by their names",
+    "folder name": "images captioned by their folders' names",
+    "instance prompt": "images with the instance prompt",
 }
 
 
 class Record(NamedTuple):
-    """One captioned picture; `read` gives the encoded bytes."""
+    """One captioned image; `read` returns the encoded bytes."""
 
     key: str
     text: str
@@ -26,41 +26,41 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What a source found, row by row: nothing is left out silently."""
+    """The rows of a source by their use: nothing is left out silently."""
 
     rows: int
     excluded: int = 0  # by the exclude list
-    others: int = 0  # than `data.only` asks for
-    apart: int = 0  # the other part of a split
+    others: int = 0  # not in the list `only`
+    apart: int = 0  # in the other part of a split
     missing: int = 0  # listed in the metadata, not on disk
     unlisted: int = 0  # on disk, not listed in the metadata
     empty_captions: int = 0  # allowed, and used
-    repeats: int = 0  # rows that are a picture once more, of the rows
-    unusable: int = 0  # left out as a check found them
-    origins: tuple[tuple[str, int], ...] = ()  # where the captions of how many pictures come from
+    repeats: int = 0  # rows that repeat the image of another row
+    unusable: int = 0  # left out by a check
+    origins: tuple[tuple[str, int], ...] = ()  # of captions, with the number of images
 
     @property
     def used(self) -> int:
         return self.rows - self.excluded - self.others - self.apart - self.missing - self.unusable
 
     def __str__(self) -> str:
-        said = {
+        counts = {
             "left out by the exclude list": self.excluded,
-            "not among those that data.only lists": self.others,
+            "not in the list of `only`": self.others,
             "in the other part of the split": self.apart,
             "listed but missing on disk": self.missing,
-            "pictures on disk that the metadata does not list": self.unlisted,
+            "images on disk that the metadata does not list": self.unlisted,
             "left out as unusable": self.unusable,
             "with an empty caption": self.empty_captions,
-            "are pictures repeated as their folders' N asks": self.repeats,
-            **{UNWRITTEN[origin]: n for origin, n in self.origins if origin in UNWRITTEN},
+            "repeat an image, as N in their folders' names asks": self.repeats,
+            **{DERIVED[origin]: n for origin, n in self.origins if origin in DERIVED},
         }
-        return ", ".join([f"{self.used} of {self.rows} rows used", *(f"{n} {what}" for what, n in said.items() if n)])
+        return ", ".join([f"{self.used} of {self.rows} rows used", *(f"{n} {use}" for use, n in counts.items() if n)])
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Captioned pictures, numbered from 0 in an order that never changes."""
+    """Captioned images, numbered from 0 in a fixed order."""
 
     report: Report
 
@@ -68,29 +68,6 @@ class Source(Protocol):
     def __getitem__(self, i: int) -> Record: ...
     def texts(self) -> list[str]: ...
     def fingerprint(self) -> str: ...
-
-
-def fingerprint(*parts: Iterable[str]) -> str:
-    """SHA-256 over the strings of each part, with their lengths, so that no two lists collide by joining."""
-    digest = hashlib.sha256()
-    for part in parts:
-        for text in part:
-            data = text.encode("utf-8", "surrogatepass")
-            digest.update(len(data).to_bytes(8, "little") + data)
-        digest.update(b"\xff" * 8)
-    return digest.hexdigest()
-
-
-def check_captions(texts: list[str], where: Callable[[int], str], allow_empty: bool) -> int:
-    """How many captions are empty; any is an error unless `allow_empty_captions` says otherwise."""
-    empty = [i for i, text in enumerate(texts) if not text.strip()]
-    if empty and not allow_empty:
-        first = ", ".join(where(i) for i in empty[:5])
-        raise ValueError(
-            f"{len(empty)} of {len(texts)} captions are missing or empty (first: {first}): "
-            "write them, take the pictures out, or set data.allow_empty_captions=true"
-        )
-    return len(empty)
 
 
 class Subset:
@@ -117,14 +94,39 @@ class Subset:
 
 
 def split(source: Source, seed: int, held_out: int | None = None) -> tuple[Source, Source]:
-    """A source without a validation set in two: training rows, and those of every 20th picture (2 to 512) set apart."""
-    # A picture's repeats stay together: one that is trained on is no validation.
+    """Returns training and validation rows: every 20th image (2 to 512 of them), or `held_out` images, are held out."""
+    # The rows of a repeated image stay together: an image that is trained on must not validate.
     keys = [source[i].key for i in range(len(source))] if source.report.repeats else list(range(len(source)))
-    pictures = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    n = len(pictures)
+    images = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    n = len(images)
     if n < MIN_SPLIT:
-        raise ValueError(f"{n} pictures are too few to set some apart for validation: name others with validation.path")
+        raise ConfigError("validation.path", f"{n} images are too few to hold some out for validation: name others")
     held = set(permutation(n, seed, "validation").tolist()[: held_out or min(max(2, n // 20), 512)])
-    apart = [pictures[key] in held for key in keys]
-    train, validation = ([i for i, out in enumerate(apart) if out is wanted] for wanted in (False, True))
+    apart = [images[key] in held for key in keys]
+    train, validation = ([i for i, out in enumerate(apart) if out is side] for side in (False, True))
     return Subset(source, train, "apart"), Subset(source, validation, "apart")
+
+
+def fingerprint(*parts: Iterable[str]) -> str:
+    """Returns the SHA-256 over the strings of each part, with their lengths, so that no two lists collide."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for text in part:
+            data = text.encode("utf-8", "surrogatepass")
+            digest.update(len(data).to_bytes(8, "little") + data)
+        digest.update(b"\xff" * 8)
+    return digest.hexdigest()
+
+
+def check_captions(texts: list[str], name_of: Callable[[int], str], allow_empty: bool) -> int:
+    """Returns the number of empty captions; raises a ConfigError unless they are allowed."""
+    empty = [i for i, text in enumerate(texts) if not text.strip()]
+    if empty and not allow_empty:
+        first = ", ".join(name_of(i) for i in empty[:5])
+        raise ConfigError(
+            "allow_empty_captions",
+            f"{len(empty)} of {len(texts)} captions are missing or empty (first: {first}): write them, remove the "
+            "images, or set this key to true",
+            False,
+        )
+    return len(empty)

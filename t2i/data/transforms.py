@@ -1,4 +1,4 @@
-"""Pictures to [-1, 1] and back: the one place for uint8 at the border."""
+"""Images to [-1, 1] and back: the one place for uint8 at the border."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ TRANSFORM = "short side, bicubic with antialias, centre crop, v1"  # part of a c
 
 
 def crop(image: Image.Image, size: int | tuple[int, int]) -> UInt8[Tensor, "3 h w"]:
-    """The largest centred part of the wanted shape, resized to (width, height) by Pillow's BICUBIC (antialiased)."""
+    """Returns the largest centred part of that shape, resized to (width, height) by Pillow's BICUBIC (antialiased)."""
     width, height = (size, size) if isinstance(size, int) else size
     scale = min(image.width / width, image.height / height)
     left, top = (image.width - width * scale) / 2, (image.height - height * scale) / 2
@@ -22,17 +22,17 @@ def crop(image: Image.Image, size: int | tuple[int, int]) -> UInt8[Tensor, "3 h 
 
 
 def to_float(pixels: UInt8[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
-    """0..255 -> [-1, 1]."""
+    """Maps 0..255 to [-1, 1]."""
     return pixels.float() / 127.5 - 1
 
 
 def prepare(image: Image.Image, size: int | tuple[int, int]) -> Float[Tensor, "3 h w"]:
-    """`crop` as floats in [-1, 1]; `size` is the side or (width, height)."""
+    """Returns `crop` as floats in [-1, 1]; `size` is the side or (width, height)."""
     return to_float(crop(image, size))
 
 
 def to_pixels(images: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
-    """[-1, 1] -> RGB pictures, rounded and clamped."""
+    """Maps [-1, 1] to RGB images, rounded and clamped; raises RunFailed for non-finite values."""
     if not torch.isfinite(images).all():
         raise RunFailed("non-finite pixels: a stage before them overflowed (decode in float32 or bfloat16)")
     pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

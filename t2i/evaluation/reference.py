@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jaxtyping import UInt8
+from pydantic import ValidationError
 from torch import Tensor
 
+from t2i.config import explain
 from t2i.data.data_config import DataConfig
 from t2i.data.dataset import ImageDataset
 from t2i.data.open import open_source
@@ -91,6 +93,9 @@ def open_reference(
                 "allow_empty_captions": True,
             }
         )
+    except ValidationError as error:
+        raise ValueError(f"reference {path}: {explain(error, DataConfig)}") from None
+    try:
         source = open_source(config)
     except ConfigError as error:  # its key is that of a recipe, data.caption_column
         key = error.key.rpartition(".")[2]

@@ -78,7 +78,7 @@ class GeneratorTask:
         self.frozen = load_frozen(recipe)
         vae, text = self.frozen.vae, self.frozen.text
         self.cache, self.held_out, self.short = build_caches(recipe, self.frozen, quiet)
-        self.uncond, self.scale = self.cache.null, vae.config.scaling_factor
+        self.uncond, self.scale = self.cache.uncond, vae.config.scaling_factor
         torch.manual_seed(randomness.generator(recipe.seed, "init").initial_seed())
         unet = self._unet(recipe, vae, text.width)
         unet.enable_gradient_checkpointing(recipe.train.gradient_checkpointing)

@@ -14,9 +14,10 @@ from t2i.training.recipes import Recipe
 def open_both(recipe: Recipe, quiet: bool = False) -> tuple[ImageDataset, ImageDataset]:
     """Returns the training and the validation images; without `validation` some of `data` are held out."""
     train, held_out = open_sources(recipe)
+    section = "data" if recipe.validation is None else "validation"
     return (
         read(train, recipe.data, recipe.size, "training images", quiet),
-        read(held_out, recipe.validation or recipe.data, recipe.size, "validation images", quiet),
+        read(held_out, recipe.validation or recipe.data, recipe.size, "validation images", quiet, section),
     )
 
 
@@ -25,15 +26,7 @@ def open_sources(recipe: Recipe) -> tuple[Source, Source]:
     source = open_source(recipe.data)
     if recipe.validation is None:
         return split(source, recipe.seed)
-    return source, open_validation(recipe.validation)
-
-
-def open_validation(config: DataConfig) -> Source:
-    """Opens the source of a recipe's `validation`; errors name its keys."""
-    try:
-        return open_source(config)
-    except ConfigError as error:
-        raise error.under(f"validation.{error.key.removeprefix('data.')}") from None
+    return source, open_source(recipe.validation, section="validation")
 
 
 def open_images(config: DataConfig, size: int, label: str, quiet: bool = False) -> ImageDataset:
@@ -41,11 +34,14 @@ def open_images(config: DataConfig, size: int, label: str, quiet: bool = False) 
     return read(open_source(config), config, size, label, quiet)
 
 
-def read(source: Source, config: DataConfig, size: int, label: str, quiet: bool) -> ImageDataset:
-    """Decodes every image of a source once, to count and report the unusable ones."""
+def read(source: Source, config: DataConfig, size: int, label: str, quiet: bool, section: str = "data") -> ImageDataset:
+    """Decodes every image of a source once, to count and report the unusable ones; errors name keys of `section`."""
     images = ImageDataset(source, size, config.background, config.max_bad_share)
     with progress(f"reading {label}", len(source), quiet=quiet) as report:
-        summary = images.scan(report)
+        try:
+            summary = images.scan(report)
+        except ConfigError as error:
+            raise error.under(f"{section}.max_bad_share") from None
     if not quiet:
         print(f"{label}: {source.report}; {summary}", file=sys.stderr, flush=True)
     return images

@@ -30,14 +30,14 @@ def t2i(t2i, model):
 
 def test_a_folder_with_faults(t2i, tmp_path):
     code, out, err = t2i(plant(tmp_path / "pets"))
-    assert code == 1 and out.startswith("9 of 68 pictures are lost, more than 0.05 of them") and "Traceback" not in err
+    assert code == 1 and out.startswith("9 of 68 images are lost, more than 0.05 of them") and "Traceback" not in err
     assert "  4 unreadable: " in out and "  1 tiny: tiny.png (20x16)" in out and "at 64x64: " in out
     assert out.count("\nfor example ") == 3 and out.endswith("check-pets: check.json, check.html\n")
     values = json.loads((tmp_path / "check-pets" / "check.json").read_text())
     assert {(f["kind"], f["name"]) for f in values["findings"]} == PLANTED and len(PLANTED) < CLEAN
     code, out, _ = t2i(tmp_path / "pets", "--max-lost", "0.14", "-o", "other")
     assert code == 0 and (tmp_path / "other" / "check.html").is_file()
-    assert out.startswith("59 of 68 pictures are usable; 9 of 68 pictures are lost\n")
+    assert out.startswith("59 of 68 images are usable; 9 of 68 images are lost\n")
 
 
 @pytest.fixture
@@ -60,10 +60,10 @@ def test_options_reach_the_check(t2i, bare):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ([], "none of the 2 pictures has a caption"),
+        ([], "none of the 2 images has a caption"),
         (["--kohya-folders"], "N_name"),
-        (["--instance-prompt", " "], "data.instance_prompt"),
-        (["--revision", "x"], "data.revision means nothing"),
+        (["--instance-prompt", " "], "`instance_prompt`"),
+        (["--revision", "x"], "revision means nothing"),
         (["--max-lost", "2", "--instance-prompt", "x"], "0 to 1"),
         (["--size", "64", "--instance-prompt", "x"], "WxH"),
         (["--background", "whit"], "whit"),

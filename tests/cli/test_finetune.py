@@ -32,7 +32,7 @@ def test_from_a_folder_to_a_picture(places, monkeypatch):
     runner = CliRunner()
     found = runner.invoke(app, run, catch_exceptions=False)
     assert found.exit_code == 0, found.output
-    for word in ("trained     ", "memory      about", "time        about", "pictures are usable"):
+    for word in ("trained     ", "memory      about", "time        about", "images are usable"):
         assert word in found.output
     again = runner.invoke(app, run, catch_exceptions=False)  # finished: nothing to do, no fault
     assert again.exit_code == 0, again.output
@@ -78,7 +78,7 @@ def test_captionless_folder_needs_an_instance_prompt(places, tmp_path):
 def test_no_pictures(kind, places, tmp_path):
     model, _, _ = places
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"holds no pictures|holds no images|no such folder"):
+    with pytest.raises(ValueError, match=r"holds no images|no such folder"):
         f.prepare(model, tmp_path / kind, tmp_path / "run")
 
 

@@ -41,7 +41,7 @@ def test_trains_and_says_what_it_does(t2i, recipe, tmp_path):
     code, out, err = t2i("train", "vae", recipe, "train.steps=3", "seed=7")
     assert code == 0
     assert "steps 0..3, global batch 4 = 4 x 1 accumulated x 1 processes, 8 samples" in out and "seed: 7" in out
-    assert "training images: 8 of 8 rows used; 8 pictures, all readable" in err and "run 3/3" in err
+    assert "training images: 8 of 8 rows used; 8 images, all readable" in err and "run 3/3" in err
     assert read_json(tmp_path / "run" / "recipe.json")["train"]["steps"] == 3
     assert (tmp_path / "run" / "vae" / "config.json").is_file()
 
@@ -72,8 +72,8 @@ def test_a_run_that_fails_exits_with_1(t2i, recipe, tmp_path):
         (["vae.latent_chanels=3"], "unknown key `vae.latent_chanels`; did you mean `vae.latent_channels`?"),
         (["train.mixed_precision=yes"], "`train.mixed_precision`: Input should be 'no', 'fp16' or 'bf16'"),
         (["train.micro_batch=3"], "train.global_batch=4 is not a multiple of train.micro_batch=3 x 1 processes"),
-        (["data={source: folder, path: /no/such/place}"], "data.path = '/no/such/place' does not exist"),
-        (["data={source: folder}"], "data.path is needed for data.source=folder"),
+        (["data={source: folder, path: /no/such/place}"], "data.path = '/no/such/place': does not exist"),
+        (["data={source: folder}"], "`data`: path is needed for source=folder"),
         (["data={source: nowhere}"], "`data.source`: Input should be 'folder', 'parquet', 'hub' or 'scenes'"),
         (["data.count=0"], "`data.count`"),
         (["vae.block_out_channels=[6, 8]"], "not a multiple of `norm_num_groups` = 4"),

@@ -73,8 +73,8 @@ def test_what_comes_out_is_what_was_encoded(tmp_path, pooled):
     else:
         assert states.pooled is None
     null = Encoders().text([""])
-    assert len(cache.null) == 1 and torch.equal(cache.null.tokens, null.tokens)
-    assert torch.equal(cache.null.tokens, cache.conditioning([6]).tokens)
+    assert len(cache.uncond) == 1 and torch.equal(cache.uncond.tokens, null.tokens)
+    assert torch.equal(cache.uncond.tokens, cache.conditioning([6]).tokens)
 
 
 def test_duplicate_captions_are_encoded_once(tmp_path):
@@ -90,14 +90,14 @@ def test_dtypes_survive(tmp_path):
         return encoders.text(texts).to(dtype=torch.bfloat16)
 
     cache = build_cache(tmp_path, parts(), N, encoders.pictures, TEXTS, half, 3)
-    assert cache.null.tokens.dtype == torch.bfloat16 and cache.moments([1])[0].dtype == torch.float32
+    assert cache.uncond.tokens.dtype == torch.bfloat16 and cache.moments([1])[0].dtype == torch.float32
 
 
 def test_what_is_read_is_a_copy(tmp_path):
     cache = build(tmp_path, Encoders())
     cache.moments([1])[0].fill_(7)
-    cache.null.tokens.fill_(7)
-    assert cache.moments([1])[0].max() < 2 and cache.null.tokens.max() == 0
+    cache.uncond.tokens.fill_(7)
+    assert cache.moments([1])[0].max() < 2 and cache.uncond.tokens.max() == 0
 
 
 @pytest.mark.parametrize("stop_after", range(0, N + 5, 2))

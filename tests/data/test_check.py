@@ -59,7 +59,7 @@ def test_a_twin_is_told_by_its_name(check):
 def test_the_sums_are_right(check):
     """40 good, 9 decoys, 16 planted in the metadata; then one missing, one unlisted, one that is not read."""
     assert (check.total, check.lost, check.usable) == (40 + 9 + 16 + 3, 9, 59)
-    assert not check.ok and check.verdict.startswith("9 of 68 pictures are lost, more than 0.05 of them")
+    assert not check.ok and check.verdict.startswith("9 of 68 images are lost, more than 0.05 of them")
     assert len(check.source) == 59 and all(text.strip() for text in check.source.texts())
     lost = {f.name for f in check.findings if f.kind in ("unreadable", "captionless")}
     assert lost.isdisjoint(check.source[i].key for i in range(59))
@@ -69,7 +69,7 @@ def test_the_sums_are_right(check):
 def test_the_share_decides(folder):
     assert check_folder(folder, max_lost=9 / 68).ok and not check_folder(folder, max_lost=8.99 / 68).ok
     for share in (-0.1, 1.1):
-        with pytest.raises(ValueError, match="the share of pictures that may be lost is 0 to 1"):
+        with pytest.raises(ValueError, match="the fraction of images that may be lost is 0 to 1"):
             check_folder(folder, max_lost=share)
 
 
@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_hold_the_check(check, tmp_path):
 
 def test_no_caption_at_all_is_one_error_with_the_way_out(tmp_path):
     folder = fill(tmp_path / "pets", {f"{k}.png": encoded(photo(k)) for k in range(3)})
-    with pytest.raises(ValueError, match=r"none of the 3 pictures has a caption: .*--instance-prompt"):
+    with pytest.raises(ValueError, match=r"none of the 3 images has a caption: .*--instance-prompt"):
         check_folder(folder)
     check = check_folder(folder, instance_prompt="a photo of sks dog")
     assert check.ok and check.lost == 0 and check.captions["origins"] == {"instance prompt": 3}
@@ -122,10 +122,10 @@ def test_no_caption_at_all_is_one_error_with_the_way_out(tmp_path):
         check_folder(folder, file_name_captions=True, instance_prompt="x").captions["origins"]["instance prompt"] == 3
     )
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no pictures"):
+    with pytest.raises(ValueError, match="holds no images"):
         check_folder(tmp_path / "empty")
     fill(tmp_path / "phone", {"a.heic": "x"})
-    with pytest.raises(ValueError, match=r"holds no pictures .*: 1 are there that are not read, first a.heic"):
+    with pytest.raises(ValueError, match=r"holds no images .*: 1 are of formats that are not read, first a.heic"):
         check_folder(tmp_path / "phone")
     with pytest.raises(ValueError, match="no such folder or file"):
         check_folder(tmp_path / "nowhere" / "at" / "all")
@@ -142,7 +142,7 @@ def test_kohya_folders_are_looked_at_once_and_said(tmp_path):
     assert (check.total, check.lost, len(check.source)) == (4, 1, 2 + 2 + 1)
     assert check.captions["origins"] == {"folder name": 4}
     assert check.notes == [
-        "repeated as the folders' names ask: 5_dog (2 pictures), 10_sks dog (2 pictures); only the ratio of the "
+        "repeated as the folders' names ask: 5_dog (2 images), 10_sks dog (2 images); only the ratio of the "
         "numbers matters"
     ]
 
@@ -153,7 +153,7 @@ def test_parquet_and_excluded_rows(write_parquet, png, tmp_path):
     check = check_folder(path)
     assert {("unreadable", "row 2"), ("duplicate", "row 1"), ("captionless", "row 3")} < found(check)
     assert check.total == 4 and check.usable == 2 and check.source.texts() == ["a", "b"]
-    with pytest.raises(ValueError, match=r"data.parquet: .*instance_prompt means nothing for data.source=parquet"):
+    with pytest.raises(ValueError, match=r"data.parquet: .*instance_prompt means nothing for source=parquet"):
         check_folder(path, instance_prompt="x")
     (tmp_path / "out.txt").write_text("c\n")
     config = DataConfig(source="parquet", path=str(path), exclude=str(tmp_path / "out.txt"))
@@ -211,9 +211,9 @@ def test_twins_are_saved_anew_and_others_are_not(seed):
     others = [photo(seed + 50, (96, 96)), picture.transpose(Image.Transpose.ROTATE_90), shifted, marked]
     everyone = [picture, *near_ones, *others]
     thumbnails = np.stack([near_duplicates.thumbnail(one) for one in everyone])
-    twins = near_duplicates.find_near(thumbnails, np.ones(len(everyone)))
+    twins = near_duplicates.find_near_duplicates(thumbnails, np.ones(len(everyone)))
     assert twins.keys() == {1, 2, 3}
-    wide = near_duplicates.find_near(thumbnails, np.array([1, 1, 1, 1.2, 1, 1, 1, 1]))
+    wide = near_duplicates.find_near_duplicates(thumbnails, np.array([1, 1, 1, 1.2, 1, 1, 1, 1]))
     assert wide.keys() == {1, 2}  # squeezed to the same square, but of another shape
 
 
@@ -222,7 +222,7 @@ def test_many_pictures_in_blocks(monkeypatch):
     thumbnails[[7, 31, 49]] = thumbnails[[3, 3, 30]]
     for block in (1, 8, 1024):
         monkeypatch.setattr(near_duplicates, "BLOCK", block)
-        twins = near_duplicates.find_near(thumbnails, np.ones(50))
+        twins = near_duplicates.find_near_duplicates(thumbnails, np.ones(50))
         assert twins.keys() == {7, 31, 49} and twins[7] == 3 and twins[31] in (3, 7) and twins[49] == 30
 
 
@@ -230,5 +230,5 @@ def test_too_many_pictures_are_not_compared_and_that_is_said(folder, monkeypatch
     monkeypatch.setattr(near_duplicates, "LIMIT", 10)
     check = check_folder(folder)
     assert check.counts["near_duplicate"] == 0 and check.notes == [
-        "near duplicates were not looked for: more than 10 pictures"
+        "near duplicates were not looked for: more than 10 images"
     ]

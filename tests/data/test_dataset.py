@@ -27,7 +27,7 @@ def pictures(write_parquet, png):
 def test_load_and_batch_agree_with_the_files(pictures, held_bytes):
     p = pictures(held_bytes=held_bytes)
     before = [p.load(i) for i in range(12)]
-    assert p.scan() == "12 pictures, all readable"
+    assert p.scan() == "12 images, all readable"
     wanted = torch.tensor([7, 0, 7, 11])
     batch = p.batch(wanted)
     assert batch.shape == (4, 3, 4, 4)
@@ -50,8 +50,8 @@ def test_unreadable_pictures_are_counted_named_and_left_out(pictures, held_bytes
     p = pictures(broken=[2, 5, 8], max_bad_share=0.25, held_bytes=held_bytes)
     seen = []
     said = p.scan(seen.append)
-    assert said.startswith("12 pictures, 3 unreadable and left out (first: row 2: not a JPEG") and "row 5: " in said
-    assert "row 8: no picture bytes" in said and seen == [12]
+    assert said.startswith("12 images, 3 unreadable and left out (first: row 2: not a JPEG") and "row 5: " in said
+    assert "row 8: no image bytes" in said and seen == [12]
     assert p.usable.tolist() == [0, 1, 3, 4, 6, 7, 9, 10, 11]
     assert p.batch(p.usable)[:, 0, 0, 0].tolist() == pytest.approx([SHADES[i] / 127.5 - 1 for i in p.usable.tolist()])
     with pytest.raises(ValueError, match="row 2: not a JPEG"):
@@ -62,7 +62,7 @@ def test_unreadable_pictures_are_counted_named_and_left_out(pictures, held_bytes
 
 def test_too_many_unreadable_pictures_stop(pictures):
     p = pictures(broken=[2, 5, 8], max_bad_share=0.24)
-    with pytest.raises(ValueError, match=r"3 of 12 pictures.*data.max_bad_share=0.24 \(first: row 2: not a"):
+    with pytest.raises(ValueError, match=r"data.max_bad_share = 0.24: 3 of 12 images.* \(first: row 2: not a"):
         _ = p.usable
     with pytest.raises(ValueError, match="1 of 12"):
         pictures(broken=[0], max_bad_share=0.0).scan()
@@ -112,5 +112,5 @@ def test_order_is_unbiased_over_seeds():
 
 
 def test_an_empty_set_has_no_order():
-    with pytest.raises(ValueError, match="no usable pictures"):
+    with pytest.raises(ValueError, match="no usable images"):
         batch_indices(0, 4, 0, 0)

@@ -50,7 +50,7 @@ def test_what_is_written_comes_before_what_is_named(tmp_path, png):
     texts = {source[i].key: source.texts()[i] for i in range(4)}
     assert texts == dict(zip(names, ["red frog", "a cat in blue", "a photo of sks", "a photo of sks"], strict=True))
     assert str(source.report) == (
-        "4 of 4 rows used, 2 pictures with the instance prompt, 1 pictures captioned by their names"
+        "4 of 4 rows used, 2 images with the instance prompt, 1 images captioned by their names"
     )
     with pytest.raises(ValueError, match="3 of 4 captions are missing"):
         folder(tmp_path)
@@ -66,7 +66,9 @@ def test_metadata_captions_that_are_empty_get_the_instance_prompt(tmp_path, png)
 
 def test_a_column_of_another_name_is_pointed_at(tmp_path, png):
     fill(tmp_path, png, ["a.png"], {"metadata.csv": "file_name,caption\na.png,x\n"})
-    with pytest.raises(ValueError, match=r"its keys: file_name, caption; set data.caption_column=caption"):
+    with pytest.raises(
+        ValueError, match=r"data.caption_column = 'text': .*its keys: file_name, caption; set 'caption'"
+    ):
         folder(tmp_path)
 
 
@@ -94,8 +96,8 @@ def test_pictures_are_repeated_in_the_ratio_of_the_numbers(tmp_path, png):
         (("10_sks dog/b.png", "sks dog, sitting"), 5),
     ]
     assert source[4].read() == (tmp_path / "10_sks dog/a.png").read_bytes()
-    assert "14 of 14 rows used, 10 are pictures repeated" in str(source.report)
-    assert "3 pictures captioned by their folders' names" in str(source.report)
+    assert "14 of 14 rows used, 10 repeat an image" in str(source.report)
+    assert "3 images captioned by their folders' names" in str(source.report)
 
 
 def test_one_folder_alone_is_not_repeated(tmp_path, png):
@@ -108,7 +110,7 @@ def test_other_folders_are_no_kohya_folders_and_one_may_say_so(tmp_path, png):
     assert folder(tmp_path, kohya_folders=False, instance_prompt="x").texts().count("x") == 3
     fill(tmp_path, png, ["cover.png"])
     assert len(folder(tmp_path, instance_prompt="x")) == 5
-    with pytest.raises(ValueError, match=r"kohya_folders = true: .*N_name.*: cover.png is in none"):
+    with pytest.raises(ValueError, match=r"kohya_folders = True: .*N_name.*: cover.png is in none"):
         folder(tmp_path, kohya_folders=True)
     (tmp_path / "metadata.csv").write_text("file_name,text\n4_dog/c.png,x\n")
     with pytest.raises(ValueError, match="it has a metadata file"):
@@ -170,7 +172,7 @@ def test_data_by_name(tmp_path, png, write_parquet):
             config_for(name)
     with pytest.raises(ValueError, match="is no parquet file"):
         config_for(tmp_path / "pets" / "a.png")
-    with pytest.raises(ValueError, match=r"pets: .*data.revision means nothing for data.source=folder"):
+    with pytest.raises(ValueError, match=r"pets: .*revision means nothing for source=folder"):
         config_for(tmp_path / "pets", revision="main")
 
 
@@ -205,16 +207,16 @@ def test_a_hub_data_set_of_parquet_files(hub, png):
         table = pa.table({"image": [{"bytes": png("red"), "path": None}] * n, "text": ["x"] * n})
         pq.write_table(table, hub / "data" / f"{split_name}.parquet")
     assert len(open_source(config_for("someone/pets"))) == 3
-    with pytest.raises(ValueError, match=r"is parquet files, whose captions stand in data.caption_column alone"):
+    with pytest.raises(ValueError, match=r"their captions are in the caption column only"):
         open_source(config_for("someone/pets", instance_prompt="x"))
 
 
 def test_hub_data_sets_that_are_refused(hub):
-    with pytest.raises(ValueError, match=r"holds neither parquet files nor pictures.*refs/convert/parquet"):
+    with pytest.raises(ValueError, match=r"holds neither parquet files nor images.*refs/convert/parquet"):
         open_source(config_for("someone/pets"))
     with pytest.raises(ValueError, match="no such folder or file here, and the hub did not give it"):
         open_source(config_for("someone/else"))
-    with pytest.raises(ValueError, match="no name of a hub's data set"):
+    with pytest.raises(ValueError, match="not the name of a hub data set"):
         open_source(DataConfig(source="hub", path=["a/b"]))
 
 

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from t2i.data.data_config import DataConfig
 from t2i.data.open import open_source
 from t2i.data.source import fingerprint, split
+from t2i.errors import ConfigError
 
 
 def parquet(path, **more):
@@ -34,11 +35,11 @@ def write_lines(path, rows):
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"source": "folder"}, "data.path is needed"),
-        ({"source": "parquet", "path": []}, "data.path is needed"),
+        ({"source": "folder"}, "path is needed"),
+        ({"source": "parquet", "path": []}, "path is needed"),
         ({"source": "webdataset", "path": "x"}, "'folder', 'parquet', 'hub' or 'scenes'"),
-        ({"source": "scenes", "path": "x"}, "data.path means nothing for data.source=scenes"),
-        ({"source": "folder", "path": "x", "count": 3}, "data.count means nothing for data.source=folder"),
+        ({"source": "scenes", "path": "x"}, "path means nothing for source=scenes"),
+        ({"source": "folder", "path": "x", "count": 3}, "count means nothing for source=folder"),
         ({"source": "folder", "path": "x", "image_column": "jpg"}, "only parquet"),
         ({"background": "whit"}, "unknown color specifier: 'whit'"),
         ({"max_bad_share": 1.5}, "less than or equal to 1"),
@@ -93,9 +94,9 @@ def test_parquet_bytes_column_under_other_names(tmp_path, png):
     pq.write_table(pa.table({"jpg": [png("red")], "caption": ["hello"]}), path)
     source = parquet(path, image_column="jpg", caption_column="caption")
     assert source[0].text == "hello" and source[0].read() == png("red")
-    with pytest.raises(ValueError, match=r"data.image_column = 'image' is no column .* jpg, caption"):
+    with pytest.raises(ValueError, match=r"data.image_column = 'image': is no column .* jpg, caption"):
         parquet(path, caption_column="caption")
-    with pytest.raises(ValueError, match=r"data.image_column = 'caption' .* is string"):
+    with pytest.raises(ValueError, match=r"data.image_column = 'caption': is string"):
         parquet(path, image_column="caption", caption_column="caption")
 
 
@@ -109,7 +110,7 @@ def test_parquet_captions_must_be_strings(tmp_path, png):
 
 def test_empty_captions_stop_unless_allowed(write_parquet, png):
     path = write_parquet([png("red")] * 4, ["a", "", " ", "b"])
-    with pytest.raises(ValueError, match=r"2 of 4 captions.*row 1, row 2.*data.allow_empty_captions=true"):
+    with pytest.raises(ValueError, match=r"data.allow_empty_captions = False: 2 of 4 captions.*row 1, row 2"):
         parquet(path)
     source = parquet(path, allow_empty_captions=True)
     assert len(source) == 4 and "2 with an empty caption" in str(source.report)
@@ -118,12 +119,12 @@ def test_empty_captions_stop_unless_allowed(write_parquet, png):
 def test_a_row_without_bytes_is_named_when_read(write_parquet, png):
     source = parquet(write_parquet([png("red"), {"bytes": None, "path": "/etc/passwd"}], ["a", "b"]))
     assert source[0].read() == png("red")
-    with pytest.raises(ValueError, match="row 1: no picture bytes"):
+    with pytest.raises(ValueError, match="row 1: no image bytes"):
         source[1].read()
 
 
 def test_parquet_that_is_not_there_or_empty_or_no_parquet(tmp_path, write_parquet):
-    with pytest.raises(ValueError, match=r"data.path = 'nowhere.parquet' does not exist \(looked at /.*data.path=PATH"):
+    with pytest.raises(ValueError, match=r"data.path = 'nowhere.parquet': does not exist \(looked at /"):
         parquet("nowhere.parquet")
     with pytest.raises(ValueError, match=r"no \*.parquet"):
         parquet(tmp_path)
@@ -162,7 +163,7 @@ def test_excluded_captions_are_left_out_and_said(write_parquet, png, tmp_path):
     assert source.fingerprint() != parquet(path).fingerprint()
     other = parquet(path, only=str(tmp_path / "out.txt"))
     assert other.texts() == ["a", "a", "d"]
-    assert str(other.report) == "3 of 5 rows used, 2 not among those that data.only lists"
+    assert str(other.report) == "3 of 5 rows used, 2 not in the list of `only`"
 
 
 def test_an_excluded_caption_that_is_nowhere_is_an_error(write_parquet, png, tmp_path):
@@ -191,7 +192,7 @@ def test_sidecars_in_natural_order(tmp_path, png):
 def test_pictures_without_captions_stop_with_the_way_out(tmp_path, png):
     fill(tmp_path, png, ["a.png", "b.jpg"])
     (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(ValueError, match=r"1 of 2 captions are missing.*b.jpg.*allow_empty_captions"):
+    with pytest.raises(ValueError, match=r"allow_empty_captions = False: 1 of 2 captions are missing.*b.jpg"):
         folder(tmp_path)
     assert folder(tmp_path, allow_empty_captions=True).texts() == ["a", ""]
     (tmp_path / "a.caption").write_text("A")
@@ -206,7 +207,7 @@ def test_metadata_jsonl_counts_what_it_loses(tmp_path, png):
     source = folder(tmp_path)
     assert [source[i].key for i in range(3)] == ["1.png", "3.png", "x/2.png"]
     assert source.texts() == ["1.png", "./3.png", "x/2.png"]
-    said = "3 of 5 rows used, 2 listed but missing on disk, 1 pictures on disk that the metadata does not list"
+    said = "3 of 5 rows used, 2 listed but missing on disk, 1 images on disk that the metadata does not list"
     assert str(source.report) == said
 
 
@@ -214,7 +215,10 @@ def test_metadata_csv_with_another_caption_column(tmp_path, png):
     fill(tmp_path, png, ["a.png", "b.png"])
     (tmp_path / "metadata.csv").write_text('file_name,caption\nb.png,"a cat, sitting"\na.png,dog\n')
     assert folder(tmp_path, caption_column="caption").texts() == ["dog", "a cat, sitting"]
-    with pytest.raises(ValueError, match=r"metadata.csv, line 2: no 'text'; its keys: file_name, caption"):
+    with pytest.raises(
+        ValueError,
+        match=r"caption_column = 'text': .*metadata.csv, line 2 has no such key; its keys: file_name, caption",
+    ):
         folder(tmp_path)
     (tmp_path / "metadata.csv").write_text("file_name,text\na.png,a cat, sitting\n")
     with pytest.raises(ValueError, match="line 2: more fields"):
@@ -235,7 +239,7 @@ def test_metadata_csv_with_another_caption_column(tmp_path, png):
         ('{"file_name": "a.png", "text": null}', "'text' is None, not a string"),
         ('{"file_name": ["a.png"], "text": "x"}', "'file_name' is"),
         ('{"text": "x"}', "no 'file_name'"),
-        ("[1]", "wanted an object"),
+        ("[1]", "an object with file_name is needed"),
         ("{", "is no JSON"),
         ('{"file_name": "gone.png", "text": "x"}', "none of its 1 files exists"),
     ],
@@ -255,10 +259,10 @@ def test_bad_metadata_lines_are_refused_and_named(tmp_path, png, line, said):
 def test_folder_missing_empty_or_a_file(tmp_path, png):
     with pytest.raises(ValueError, match="does not exist"):
         folder(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"holds no pictures \(.jpg"):
+    with pytest.raises(ValueError, match=r"holds no images \(.jpg"):
         folder(tmp_path)
     (tmp_path / "x.parquet").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"data.source=parquet"):
+    with pytest.raises(ValueError, match=r"data.path = .* set source=parquet"):
         folder(tmp_path / "x.parquet")
 
 
@@ -313,12 +317,23 @@ def test_split_sets_the_same_rows_apart_and_loses_none():
     }
     assert split(source, 3)[1].fingerprint() == held.fingerprint() != split(source, 4)[1].fingerprint()
     assert str(train.report) == "95 of 100 rows used, 5 in the other part of the split"
-    with pytest.raises(ValueError, match=r"3 pictures are too few.*validation\.path"):
+    with pytest.raises(ValueError, match=r"validation\.path: 3 images are too few"):
         split(open_source(DataConfig(source="scenes", count=3)), 0)
 
 
 def test_null_takes_a_key_back_to_its_default():
     values = {"source": "folder", "path": "x", "count": None, "seed": None}
     assert DataConfig.model_validate(values).count == 4096
-    with pytest.raises(ValueError, match=r"data\.count means nothing.*data\.count=null"):
+    with pytest.raises(ValueError, match=r"count means nothing.*set it to null"):
         DataConfig.model_validate(values | {"count": 7})
+
+
+@pytest.mark.parametrize("section", ["data", "validation"])
+def test_errors_name_the_section_and_leave_the_path_as_it_is(tmp_path, section):
+    empty = tmp_path / "data.v2"
+    empty.mkdir()
+    for path, problem in ((empty, "holds no images"), (tmp_path / "data.v3", "does not exist")):
+        with pytest.raises(ConfigError) as error:
+            open_source(DataConfig(source="folder", path=str(path)), section=section)
+        assert (error.value.key, error.value.value) == (f"{section}.path", str(path))
+        assert str(error.value).startswith(f"{section}.path = {str(path)!r}: {problem}")

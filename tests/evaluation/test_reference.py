@@ -60,7 +60,7 @@ def test_parquet_is_the_same(folder, tmp_path):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"image": rows, "text": ["a"] * 6}), path)
     assert open_reference(path, (16, 16)).hash == open_reference(folder, (16, 16)).hash
-    with pytest.raises(ValueError, match="caption_column = 'what' is no column"):
+    with pytest.raises(ValueError, match=r"^caption_column = 'what': is no column"):
         open_reference(path, (16, 16), caption_column="what")
 
 
@@ -196,3 +196,9 @@ def test_towers_of_two_pairs_are_refused(pair, tmp_path):
     ImageTower(ImageTowerConfig(channels=(8,), blocks=(1,), groups=4, projection_dim=8)).save(tmp_path)
     with pytest.raises(ValueError, match="8 dimensions, texts to 16"):
         open_judge(f"local:{tmp_path}+{pair / 'text'}")
+
+
+def test_a_message_names_the_reference_and_its_path_as_they_are(tmp_path):
+    (tmp_path / "data.v2").mkdir()
+    with pytest.raises(ValueError, match=r"^reference = '\S*/data\.v2': holds no images"):
+        open_reference(tmp_path / "data.v2", (8, 8))

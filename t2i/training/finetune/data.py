@@ -18,7 +18,7 @@ from t2i.pipeline import Pipeline
 from t2i.progress import progress
 from t2i.text.tokenizer import tokenize
 from t2i.training.finetune.recipe import FinetuneRecipe, Prior
-from t2i.training.images import open_validation, read
+from t2i.training.images import read
 from t2i.training.precompute import Frozen, captions_of, open_or_build
 
 BATCH = 8  # class images generated at once
@@ -41,7 +41,7 @@ def split_source(
 ) -> Sources:
     """Splits `source` into training and held-out rows; with `validation` that source is held out in full."""
     if validation is not None:
-        return Sources(source, open_validation(validation), data, validation, False)
+        return Sources(source, open_source(validation, section="validation"), data, validation, False)
     n = len({source[i].key for i in range(len(source))})
     if held_out is not None and not held_out < n >= MIN_SPLIT:
         raise ConfigError("held_out", f"must be less than the number of images, {n}, of at least {MIN_SPLIT}", held_out)

@@ -81,7 +81,7 @@ class FinetuneTask:
             weight = torch.cat([weight, weight * recipe.prior.weight])
             generators = generators * 2
         keep = uniform(generators) >= recipe.caption_dropout
-        uncond = self.ids([""]) if self.encodes_text else data.cache.null
+        uncond = self.ids([""]) if self.encodes_text else data.cache.uncond
         t = biased_timesteps(integers(generators, 1, T + 1), generators, T, recipe.timestep_bias)
         z, eps = (normal(generators, moments[0].shape[1:]) for _ in range(2))
         latents, weight = Gaussian(*moments).sample(z) * self.scale, weight / len(indices)
