@@ -1,4 +1,4 @@
-"""A component is a config and its weights in a folder: `config.json` + safetensors, as diffusers lays them out."""
+"""Components: a network's config and weights in a folder, `config.json` + safetensors, in diffusers' layout."""
 
 import hashlib
 import re
@@ -18,9 +18,9 @@ from t2i.files import atomic_folder, read_json, write_json, write_safetensors
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 WEIGHTS = ".safetensors"
-MOST_HEADER = 2**24  # bytes of what a safetensors file says of itself before its tensors
-MOST_TENSORS = 5000  # of a network or a file: Stable Diffusion's U-Net has 686, its file with averages 1831
-ALIGNMENT = 64  # bytes, of the memory that torch gives on a CPU
+MOST_HEADER = 2**24  # bytes of a safetensors file's header
+MOST_TENSORS = 5000  # of a network or a file: Stable Diffusion's U-Net has 686, its file with EMA weights 1831
+ALIGNMENT = 64  # bytes, of memory that torch allocates on a CPU
 
 
 class ComponentConfig(BaseModel):
@@ -30,12 +30,12 @@ class ComponentConfig(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The config in a JSON file; a bad one is a ValueError that names the file and the key."""
+        """Returns the config in a JSON file; raises a ValueError that names the file and the key."""
         return cls.parse(read_json(path), str(path))
 
     @classmethod
     def parse(cls, values: dict[str, Any], where: str) -> Self:
-        """The config in `values`, read from `where`."""
+        """Returns the config in `values`, read from `where`; raises a ValueError that names `where` and the key."""
         try:
             return cls.model_validate({k: v for k, v in values.items() if not k.startswith("_")})
         except ValidationError as error:
@@ -54,7 +54,7 @@ class Component(nn.Module):
         self.config = config
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write `folder/config.json` and the weights (in `dtype` if given); the folder appears whole or not at all."""
+        """Writes `folder/config.json` and the weights (in `dtype` if given) atomically."""
         with atomic_folder(folder) as tmp:
             config = {"_class_name": self.diffusers_class} | self.config.model_dump(mode="json")
             write_json(tmp / "config.json", config)
@@ -62,12 +62,12 @@ class Component(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path, dtype: torch.dtype | None = None, variant: str | None = None) -> Self:
-        """The component in `folder`, in eval mode; missing, unexpected or mis-shaped keys are a ValueError."""
+        """Returns the component in `folder`, in eval mode; raises a ValueError for keys that do not fit."""
         return cls.read(Path(folder), variant).to(dtype=dtype or torch.float32)
 
     @classmethod
     def read(cls, folder: Path, variant: str | None = None) -> Self:
-        """The component in `folder`, its tensors in the dtypes that they have there."""
+        """Returns the component in `folder`, its tensors in the dtypes of its files."""
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder")
         values = read_json(folder / "config.json")
@@ -79,7 +79,7 @@ class Component(nn.Module):
 
     @classmethod
     def build(cls, config: Any, state: dict[str, Tensor], where: str | Path) -> Self:
-        """The component around the very tensors of `state`, in eval mode; what does not fit is named."""
+        """Returns the component with the tensors of `state`, not copies; raises a ValueError if they do not fit."""
         with few_tensors(where), torch.device("meta"):
             network = cls(config)
         check_keys(network.state_dict(), state, where)
@@ -88,16 +88,16 @@ class Component(nn.Module):
 
     @classmethod
     def rename_keys(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Where older files used other names, the hook that maps them to today's."""
+        """Maps the parameter names of older files to today's."""
         return state
 
     def fingerprint(self) -> str:
-        """sha256 of the config and the weights."""
+        """Returns the SHA-256 of the config and the weights."""
         return fingerprint(self.state_dict(), self.config.model_dump_json())
 
 
 def fingerprint(state: dict[str, Tensor], *texts: str) -> str:
-    """sha256 over the tensors (name, dtype, shape, bytes) and `texts`."""
+    """Returns the SHA-256 over the tensors (name, dtype, shape, bytes) and `texts`."""
     digest = hashlib.sha256("\0".join(texts).encode())
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -105,16 +105,16 @@ def fingerprint(state: dict[str, Tensor], *texts: str) -> str:
     return digest.hexdigest()
 
 
-def check_keys(wanted: dict[str, Tensor], found: dict[str, Tensor], where: str | Path) -> None:
-    """Raise a ValueError that lists every missing, unexpected or mis-shaped key: no layer is ever left random."""
-    faults = [f"missing {k}" for k in wanted if k not in found]
-    faults += [f"unexpected {k}" for k in found if k not in wanted]
+def check_keys(expected: dict[str, Tensor], state: dict[str, Tensor], where: str | Path) -> None:
+    """Raises a ValueError that lists every missing, unexpected or mis-shaped key: no layer is ever left random."""
+    faults = [f"missing {k}" for k in expected if k not in state]
+    faults += [f"unexpected {k}" for k in state if k not in expected]
     faults += [
-        f"{k} has shape {tuple(found[k].shape)}, config.json asks for {tuple(wanted[k].shape)}"
-        for k in wanted
-        if k in found and wanted[k].shape != found[k].shape
+        f"{k} has shape {tuple(state[k].shape)}, config.json asks for {tuple(expected[k].shape)}"
+        for k in expected
+        if k in state and expected[k].shape != state[k].shape
     ]
-    faults += [f"{k} is {v.dtype}, not floating-point" for k, v in found.items() if not v.is_floating_point()]
+    faults += [f"{k} is {v.dtype}, not floating-point" for k, v in state.items() if not v.is_floating_point()]
     if faults:
         more = [f"and {len(faults) - 20} more"] if len(faults) > 20 else []
         raise ValueError("\n  ".join([f"{where}: the weights do not fit its config.json:", *faults[:20], *more]))
@@ -122,14 +122,14 @@ def check_keys(wanted: dict[str, Tensor], found: dict[str, Tensor], where: str |
 
 @contextmanager
 def few_tensors(where: str | Path) -> Iterator[None]:
-    """A block that builds a network, stopped where it has more or larger tensors than any has (a hostile config)."""
+    """Limits the number of tensors of a network that is built in the block, against hostile configs."""
     made = 0
 
     def count(*_: Any) -> None:
         nonlocal made
         made += 1
         if made > MOST_TENSORS:
-            raise ValueError(f"{where}: config.json asks for more than {MOST_TENSORS} tensors, no model is so deep")
+            raise ValueError(f"{where}: config.json asks for more than {MOST_TENSORS} tensors: no model is so deep")
 
     hook = register_module_parameter_registration_hook(count)
     try:
@@ -142,7 +142,7 @@ def few_tensors(where: str | Path) -> Iterator[None]:
 
 
 class WeightFiles(NamedTuple):
-    """Where weights lie: one file, or shards in the order of their names and the index that lists them."""
+    """The files of weights: one file, or shards in the order of their names and the index that lists them."""
 
     files: tuple[Path, ...]
     index: dict[str, str] | None  # key -> the name of its shard
@@ -150,36 +150,36 @@ class WeightFiles(NamedTuple):
 
 
 def weight_variants(folder: Path, name: str) -> dict[str | None, Path]:
-    """Each variant of the weights called `name`, None the plain one: its file, or the index of its shards."""
+    """Returns the file, or the index of shards, of each variant of the weights `name`; None is the plain variant."""
     stem = re.escape(name.removesuffix(WEIGHTS))
     pattern = re.compile(rf"{stem}(?:\.(\w+))?\.safetensors|{stem}\.safetensors\.index(?:\.(\w+))?\.json")
-    found: dict[str | None, Path] = {}
+    variants: dict[str | None, Path] = {}
     for path in sorted(folder.glob("*")):
         if match := pattern.fullmatch(path.name):
             variant = match[1] or match[2]
-            if variant in found:
-                raise ValueError(f"{folder}: holds {found[variant].name} and {path.name}: which? take one of them away")
-            found[variant] = path
-    return found
+            if variant in variants:
+                raise ValueError(f"{folder}: holds {variants[variant].name} and {path.name}: remove one of them")
+            variants[variant] = path
+    return variants
 
 
 def weight_files(folder: Path, name: str, variant: str | None = None) -> WeightFiles:
-    """The files of the weights called `name`; where there is but one variant (as fp16) it is taken unasked."""
-    found = weight_variants(folder, name)
-    if not found and (pickles := [p.name for p in sorted(folder.glob("*")) if p.suffix in PICKLES]):
+    """Returns the files of the weights `name`; a single variant (such as fp16) needs no choice."""
+    variants = weight_variants(folder, name)
+    if not variants and (pickles := [p.name for p in sorted(folder.glob("*")) if p.suffix in PICKLES]):
         raise ValueError(
             f"{folder}: {pickles[0]} is a pickle, which can run code; only safetensors are "
-            "loaded: save it as safetensors first, where you trust it"
+            "loaded: save it as safetensors first if you trust it"
         )
-    if not found:
+    if not variants:
         raise ValueError(f"{folder}: no {name}: the folder holds no weights for this component")
-    if variant is None and len(found) == 1:
-        [variant] = found
-    if variant not in found:
-        there = ", ".join(path.name for path in found.values())
-        asked = "which variant?" if variant is None else f"no variant {variant!r}:"
-        raise ValueError(f"{folder}: {asked} there are {there}")
-    path = found[variant]
+    if variant is None and len(variants) == 1:
+        [variant] = variants
+    if variant not in variants:
+        names = ", ".join(path.name for path in variants.values())
+        problem = "which variant?" if variant is None else f"no variant {variant!r}:"
+        raise ValueError(f"{folder}: {problem} there are {names}")
+    path = variants[variant]
     if path.suffix != ".json":
         return WeightFiles((path,), None, variant)
     index = read_index(path)
@@ -187,47 +187,47 @@ def weight_files(folder: Path, name: str, variant: str | None = None) -> WeightF
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """key -> shard, as the index beside the shards has it; a shard elsewhere is refused."""
+    """Returns {key: shard} of an index; raises a ValueError for shards in other folders."""
     index = read_json(path).get("weight_map")
     if not isinstance(index, dict) or not 0 < len(index) <= MOST_TENSORS:
         raise ValueError(f"{path}: has no `weight_map` of 1 to {MOST_TENSORS} keys to files")
     for key, shard in index.items():
         if not isinstance(shard, str) or re.search(r"[/\\\0]", shard) or not shard.endswith(WEIGHTS):
-            raise ValueError(f"{path}: `{key}` is to lie in {shard!r:.200}, no safetensors file of this folder")
+            raise ValueError(f"{path}: `{key}` is in {shard!r:.200}, which is not a safetensors file of this folder")
         if not (path.parent / shard).is_file():
-            raise ValueError(f"{path}: lists {shard}, which is not there")
+            raise ValueError(f"{path}: lists {shard}, which does not exist")
     return index
 
 
 def load_weights(folder: Path, name: str, variant: str | None = None) -> dict[str, Tensor]:
-    """The tensors called `name` in `folder` (see `weight_files`), each where its index says; pickles are refused."""
+    """Returns the tensors of the weights `name` in `folder` (see `weight_files`); pickles are refused."""
     files, index, _ = weight_files(folder, name, variant)
     state: dict[str, Tensor] = {}
     for path in files:
-        found = {key: aligned(tensor) for key, tensor in read_safetensors(path).items()}
-        for key in found:
+        tensors = {key: aligned(tensor) for key, tensor in read_safetensors(path).items()}
+        for key in tensors:
             if index is not None and index.get(key) != path.name:
                 raise ValueError(f"{path}: holds {key}, which the index has in {index.get(key, 'no shard')}")
-        state |= found
+        state |= tensors
     if index is not None and (missing := [key for key in index if key not in state]):
         raise ValueError(f"{folder / index[missing[0]]}: lacks {missing[0]}, which the index has in it")
     return state
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """The tensor where torch would have put it: where one lies in memory decides the last bits of its products."""
+    """Returns the tensor at an address that torch would choose: the alignment decides the last bits of its products."""
     return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; a damaged one is a ValueError that names it."""
+    """Returns the tensors of a safetensors file; raises a ValueError that names a damaged one."""
     with open_safetensors(path) as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
 @contextmanager
 def open_safetensors(path: Path) -> Iterator[Any]:
-    """A safetensors file, open; one that is damaged, or that would take long to read, is a ValueError that names it."""
+    """Opens a safetensors file; raises a ValueError that names it if it is damaged or would take long to read."""
     try:
         with open(path, "rb") as file:
             header = int.from_bytes(file.read(8), "little")
@@ -235,7 +235,7 @@ def open_safetensors(path: Path) -> Iterator[Any]:
             raise ValueError(f"{path}: not a readable safetensors file (a header of {header} bytes)")
         with safe_open(path, framework="pt") as file:
             if (count := len(file.keys())) > MOST_TENSORS:
-                raise ValueError(f"{path}: holds {count} tensors, no model has more than {MOST_TENSORS}")
+                raise ValueError(f"{path}: holds {count} tensors; no model has more than {MOST_TENSORS}")
             yield file
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
@@ -244,7 +244,7 @@ def open_safetensors(path: Path) -> Iterator[Any]:
 def save_weights(
     state: dict[str, Tensor], path: Path, dtype: torch.dtype | None = None, shard_size: int | None = None
 ) -> None:
-    """Write tensors as safetensors, floating ones in `dtype` if given; as shards of `shard_size` bytes and an index."""
+    """Writes safetensors, floating tensors in `dtype` if given, in shards of `shard_size` bytes and an index."""
     tensors = {
         k: v.detach().to(device="cpu", dtype=dtype if v.is_floating_point() else None).contiguous()
         for k, v in state.items()

@@ -1,4 +1,4 @@
-"""The C library's memory."""
+"""Memory of the C library."""
 
 import ctypes
 import platform
@@ -8,9 +8,9 @@ LARGEST = 2**31 - 1  # mallopt takes a C int
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep freed buffers of up to 2 GiB: a step on the CPU asks for the same ones as the step before.
+    """Makes glibc keep freed buffers of up to 2 GiB: each step on the CPU allocates the same ones as the step before.
 
-    By default it gives large ones back to the kernel, which then clears their pages anew at every step.
+    By default it returns large ones to the kernel, which then clears their pages at every step.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

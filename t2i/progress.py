@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines otherwise; silent where `quiet`."""
+"""Progress of long work: a bar on a terminal, plain lines otherwise, nothing with `quiet`."""
 
 import sys
 import time
@@ -8,16 +8,16 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """What long work reports to."""
+    """A function that long work reports to."""
 
     def __call__(self, done: int, note: str = "") -> None:
-        """`done` of the total is done."""
+        """Reports the number that is done of the total."""
         ...
 
 
 @contextmanager
 def progress(label: str, total: int, *, start: int = 0, quiet: bool = False, seconds: float = 15) -> Iterator[Progress]:
-    """Yield a function to call with the number done; off a terminal a line is printed every `seconds` at the most."""
+    """Yields a function to call with the number done; without a terminal it prints a line every `seconds` at most."""
     if quiet:
         yield lambda done, note="": None
     elif sys.stderr.isatty():
@@ -48,9 +48,9 @@ class _Lines:
         if now - self.last < self.seconds and done < self.total:
             return
         self.last = now
-        left = (now - self.began) / max(done - self.start, 1) * (self.total - done)
+        remaining = (now - self.began) / max(done - self.start, 1) * (self.total - done)
         print(
-            f"{self.label} {done}/{self.total}  {note}  {left:.0f} s left".replace("    ", "  "),
+            f"{self.label} {done}/{self.total}  {note}  {remaining:.0f} s left".replace("    ", "  "),
             file=sys.stderr,
             flush=True,
         )

@@ -1,4 +1,4 @@
-"""`t2i data check DATA`: every picture looked at before anything is trained on it."""
+"""`t2i data check DATA`: checks every image before training."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,49 +10,49 @@ from t2i.cli.generate_options import SHIPPED, find_model, parse_size
 if TYPE_CHECKING:
     from t2i.data.check import TokenCounter
 
-app = typer.Typer(help="Pictures to train on.", no_args_is_help=True)
+app = typer.Typer(help="Images to train on.", no_args_is_help=True)
 Option = typer.Option
 
 
 @app.callback()
 def _group() -> None:
-    """Keep a group of one verb a group."""
+    """Keeps a group of one command a group."""
 
 
 @app.command("check")
 def check(
     data: Annotated[str, typer.Argument(metavar="DIR|NAME", help="a folder, a parquet file, or OWNER/NAME on the hub")],
     model: Annotated[
-        Path | None, Option("-m", "--model", help=f"whose tokens and size count; by default the shipped {SHIPPED}")
+        Path | None, Option("-m", "--model", help=f"model of the tokens and the size; default: the shipped {SHIPPED}")
     ] = None,
     out: Annotated[
-        Path | None, Option("-o", "--out", help="folder for check.json and check.html; by default check-NAME")
+        Path | None, Option("-o", "--out", help="folder for check.json and check.html; default: check-NAME")
     ] = None,
-    instance_prompt: Annotated[str | None, Option(help="the caption of pictures that have none")] = None,
-    caption_column: Annotated[str | None, Option(help="of the metadata or the parquet file; text by default")] = None,
-    image_column: Annotated[str | None, Option(help="of the parquet file; image by default")] = None,
+    instance_prompt: Annotated[str | None, Option(help="caption of images without one")] = None,
+    caption_column: Annotated[str | None, Option(help="of the metadata or the parquet file; default: text")] = None,
+    image_column: Annotated[str | None, Option(help="of the parquet file; default: image")] = None,
     file_name_captions: Annotated[
         bool, Option("--file-name-captions", help="red_frog_001.png, if nothing else, is 'red frog'")
     ] = False,
     kohya_folders: Annotated[
-        bool | None, Option(help="N_name: pictures N times, captioned 'name'; by default where all lie in such folders")
+        bool | None, Option(help="N_name: images N times, captioned 'name'; default: if all are in such folders")
     ] = None,
-    size: Annotated[str | None, Option(help="WxH of training; by default the model's")] = None,
-    background: Annotated[str, Option(help="colour under transparent pictures")] = "white",
-    revision: Annotated[str | None, Option(help="of a hub's data set")] = None,
-    max_lost: Annotated[float, Option(help="exit 1 when a larger share of the pictures is lost")] = 0.05,
+    size: Annotated[str | None, Option(help="WxH of training; default: the model's")] = None,
+    background: Annotated[str, Option(help="colour under transparent images")] = "white",
+    revision: Annotated[str | None, Option(help="of a hub data set")] = None,
+    max_lost: Annotated[float, Option(help="exit 1 if a larger fraction of the images is lost")] = 0.05,
 ) -> None:
-    """Count usable, unreadable, captionless, duplicate, tiny, turned, transparent, CMYK, 16-bit, animated pictures.
+    """Counts usable, unreadable, captionless, duplicate, tiny, turned, transparent, CMYK, 16-bit and animated images.
 
-    Lost are those that cannot be read, have no caption, or are listed and missing, there and not listed, or of a
-    format that is not read.
+    Images are lost if they are unreadable, have no caption, are listed but missing, exist but are not listed, or are
+    of a format that is not read.
     """
     from t2i.data.check import check_folder
     from t2i.data.check_page import FILES, write_check
     from t2i.files import printable
 
     width, height = parse_size(size)
-    words, own_size = measure(find_model(model))
+    words, model_size = measure(find_model(model))
     keys = {
         "instance_prompt": instance_prompt,
         "caption_column": caption_column,
@@ -62,27 +62,27 @@ def check(
         "background": background,
         "revision": revision,
     }
-    found = check_folder(
+    result = check_folder(
         data,
-        size=own_size if width is None or height is None else (width, height),
+        size=model_size if width is None or height is None else (width, height),
         words=words,
         max_lost=max_lost,
         quiet=False,
         **{key: value for key, value in keys.items() if value is not None},
     )
     place = out or Path(f"check-{Path(data).resolve().name}")
-    write_check(found, place)
-    for line in found.lines():
+    write_check(result, place)
+    for line in result.lines():
         typer.echo(line)
-    for example in found.examples:
+    for example in result.examples:
         typer.echo(printable(f"for example {example.name}, {example.width}x{example.height}: {example.caption!r}"))
     typer.echo(f"{place}: {', '.join(FILES)}")
-    if not found.ok:
+    if not result.ok:
         raise typer.Exit(1)
 
 
 def measure(model: Path) -> tuple["TokenCounter", tuple[int, int] | None]:
-    """How a model reads captions, and the (width, height) of its pictures."""
+    """Returns the token counter of a model, and the (width, height) of its images."""
     from t2i.autoencoder.kl import AutoencoderKLConfig
     from t2i.data.check import TokenCounter
     from t2i.files import read_json
@@ -97,7 +97,7 @@ def measure(model: Path) -> tuple["TokenCounter", tuple[int, int] | None]:
     if place.is_file() or read_pointer(place) is not None:
         pipeline = Pipeline.from_pretrained(place)
         encoder, side = pipeline.text_encoder, pipeline.default_size()
-    else:  # without the two networks that no caption meets
+    else:  # without the U-Net and the VAE, which do not read captions
         encoder = load_text_encoder(place)
         unet, vae = (place / part / "config.json" for part in ("unet", "vae"))
         latent = UNetConfig.parse(read_json(unet), str(unet)).sample_size

@@ -1,1 +1,1 @@
-"""Captioned pictures: where they come from, how they are decoded, in what order they are seen, and their cache."""
+"""Captioned images: sources, decoding, the order of samples, checks, and the cache of latents and text states."""

@@ -1,4 +1,4 @@
-"""Captioned shapes drawn on demand, with exact ground truth: data for people without data."""
+"""Captioned shapes drawn on demand, with exact ground truth: data for users without data of their own."""
 
 from t2i.data.scenes.caption_parser import attributes_of, minimal_captions, parse_caption
 from t2i.data.scenes.grammar import HELD_OUT, KINDS, SUBSETS, ScenesSubset, holds_out, minimal_pairs, scene_of

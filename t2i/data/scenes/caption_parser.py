@@ -1,4 +1,4 @@
-"""Captions read back: the templates run backwards, so that a caption alone tells what its picture must hold."""
+"""Parses captions by the templates that made them: a caption alone determines what its image must contain."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -7,7 +7,7 @@ from functools import cache
 from itertools import product
 
 from t2i.data.scenes.grammar import cells_of, minimal_pairs
-from t2i.data.scenes.wording import HELD_OUT_TEMPLATES, NUMERALS, TEMPLATES, groups, plural, say, ways
+from t2i.data.scenes.wording import HELD_OUT_TEMPLATES, NUMERALS, TEMPLATES, groups, plural, synonyms_of, with_caption
 from t2i.data.scenes.world import (
     BACKGROUNDS,
     COLOURS,
@@ -22,74 +22,74 @@ from t2i.data.scenes.world import (
     Wording,
 )
 
-MEDIUM = "medium"  # the size that captions leave unsaid
-ROOMY = 4  # so many things may be of any size; more of them are small
+MEDIUM = "medium"  # the size without a word in captions
+ROOMY = 4  # up to so many things may be of any size; more of them are small
 
 _NAMES = {
-    said: name
+    word: name
     for name in (*SHAPES, *SIZES, *RELATIONS)
-    for way in ways(name)
-    for said in ((way, plural(way)) if name in SHAPES else (way,))
-}  # a word of a caption -> the scene's
+    for way in synonyms_of(name)
+    for word in ((way, plural(way)) if name in SHAPES else (way,))
+}  # a word of a caption -> the scene's word
 Words = Mapping[str, str | None]
 
 
 def parse_caption(caption: str) -> Scene:
-    """The scene that a caption of the grammar describes, its things where they may be; any other is a ValueError."""
+    """Returns the scene that a caption of the grammar describes, in typical places; raises a ValueError for others."""
     for kind, number, held_out, pattern in _patterns():
         match = pattern.fullmatch(caption)
         scene = match and _scene(kind, match.groupdict())
         if not scene:
             continue
         for shape, size, relation in product(range(2), range(3), range(2)):
-            found = say(replace(scene, wording=Wording(number, held_out, shape, size, relation)))
-            if found.caption == caption:
-                return found
+            candidate = with_caption(replace(scene, wording=Wording(number, held_out, shape, size, relation)))
+            if candidate.caption == caption:
+                return candidate
     raise ValueError(
-        f"{caption!r} is no caption of the built-in scenes, whose pictures alone can be judged exactly: "
-        "take captions of `data: {source: scenes}`, or write one like 'a red circle left of a small blue square on a "
+        f"{caption!r} is no caption of the built-in scenes; only their images can be judged exactly: "
+        "use captions of `data: {source: scenes}`, or write one like 'a red circle left of a small blue square on a "
         "white background'"
     )
 
 
 def attributes_of(caption: str) -> list[list[str]]:
-    """What a caption says, without its words: a list a group of like things, for what is absent, the background."""
-    scene, found = parse_caption(caption), []
+    """Returns a caption's content: a list of words for each group of things, the absent one and the background."""
+    scene, attributes = parse_caption(caption), []
     for role, (n, thing) in zip(("first", "second"), groups(scene), strict=False):
         where = [scene.place] if scene.place else [f"{role} {scene.relation}"] if scene.relation else []
-        found.append([NUMERALS[n], thing.shape, thing.colour, thing.size or MEDIUM, *where])
+        attributes.append([NUMERALS[n], thing.shape, thing.colour, thing.size or MEDIUM, *where])
     if scene.absent:
-        found.append([NUMERALS[0], scene.absent.shape, scene.absent.colour])
-    return [*found, [f"{scene.background} background"]]
+        attributes.append([NUMERALS[0], scene.absent.shape, scene.absent.colour])
+    return [*attributes, [f"{scene.background} background"]]
 
 
 def minimal_captions(caption: str) -> dict[str, str]:
-    """The captions that differ from this one in one respect, by its name: see `minimal_pairs`."""
+    """Returns the captions that differ from this one in one respect, by its name: see `minimal_pairs`."""
     return {name: scene.caption for name, scene in minimal_pairs(parse_caption(caption)).items()}
 
 
-def _any(names: Iterable[str], say_all: bool = False) -> str:
-    """A pattern of every way to say these, in the plural too with `say_all`, the longest first."""
-    words = [way for name in names for way in ways(name)]
-    words += [plural(word) for word in words] if say_all else []
+def _any(names: Iterable[str], plurals: bool = False) -> str:
+    """Returns a pattern of every synonym of these words, with `plurals` also of their plurals, the longest first."""
+    words = [way for name in names for way in synonyms_of(name)]
+    words += [plural(word) for word in words] if plurals else []
     return "|".join(sorted(words, key=len, reverse=True))
 
 
-def _thing(slot: str, size: bool = True, colour: bool = True, say_all: bool = False) -> str:
+def _thing(slot: str, size: bool = True, colour: bool = True, plurals: bool = False) -> str:
     return (
         (rf"(?:(?P<{slot}_size>{_any(filter(None, SIZES))}) )?" if size else "")
         + (rf"(?P<{slot}_colour>{_any(COLOURS)}) " if colour else "")
-        + rf"(?P<{slot}_shape>{_any(SHAPES, say_all)})"
+        + rf"(?P<{slot}_shape>{_any(SHAPES, plurals)})"
     )
 
 
 def _group(slot: str) -> str:
-    return rf"(?P<{slot}_count>{_any(NUMERALS[1:])}) {_thing(slot, say_all=True)}"
+    return rf"(?P<{slot}_count>{_any(NUMERALS[1:])}) {_thing(slot, plurals=True)}"
 
 
 @cache
 def _patterns() -> list[tuple[str, int, bool, re.Pattern[str]]]:
-    """Every template as a pattern: its kind, its number there, whether it is a held-out one."""
+    """Returns every template as (kind, number in its kind, True if held out, pattern)."""
     slots = {
         "a": f"an? {_thing('a')}",
         "b": f"an? {_thing('b')}",
@@ -115,7 +115,7 @@ def _patterns() -> list[tuple[str, int, bool, re.Pattern[str]]]:
 
 
 def _scene(kind: str, words: Words) -> Scene | None:
-    """The scene of a template's words but for its wording; None where no picture shows it."""
+    """Returns the scene of a template's words without its wording, or None if no image can show it."""
     first = _named("a", words, (0.5, 0.5))
     counts, things = [_count("a", words)], [first]
     if words.get("b_shape"):
@@ -144,10 +144,10 @@ def _count(slot: str, words: Words) -> int:
 
 
 def _shows(scene: Scene) -> bool:
-    """Whether a picture can show it: nothing of the background's colour, room for all, nothing both there and not."""
+    """True if an image can show the scene: no thing in the background's colour, room for all, no contradiction."""
     things = scene.things
     room = len(things) <= ROOMY or (len(things) <= MAX_THINGS and all(thing.size == "small" for thing in things))
-    there = {thing.pair for thing in things}
+    pairs = {thing.pair for thing in things}
     return (
-        room and all(c != scene.background for c, _ in there) and (not scene.absent or scene.absent.pair not in there)
+        room and all(c != scene.background for c, _ in pairs) and (not scene.absent or scene.absent.pair not in pairs)
     )

@@ -1,4 +1,4 @@
-"""Which scenes there are: five families, four subsets, and the pairs of captions that differ in one thing."""
+"""The distribution of scenes: five families, four subsets, and minimal pairs of captions."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from typing import Literal, TypeVar, get_args
 
 import torch
 
-from t2i.data.scenes.wording import TEMPLATES, groups, say
+from t2i.data.scenes.wording import TEMPLATES, groups, with_caption
 from t2i.data.scenes.world import (
     BACKGROUNDS,
     COLOURS,
@@ -27,13 +27,13 @@ from t2i.randomness import generator
 ScenesSubset = Literal["train", "validation", "heldout-pairs", "heldout-templates"]
 SUBSETS: tuple[ScenesSubset, ...] = get_args(ScenesSubset)
 KINDS = tuple(TEMPLATES)
-SHARES = {"place": 0.2, "relation": 0.35, "count": 0.2, "negation": 0.12, "same": 0.13}
-# Each colour once, the shapes in turn: no scene but those of `heldout-pairs` holds one.
+FRACTIONS = {"place": 0.2, "relation": 0.35, "count": 0.2, "negation": 0.12, "same": 0.13}
+# Each colour once, the shapes in turn: only scenes of `heldout-pairs` contain one.
 HELD_OUT = frozenset(zip(COLOURS, (list(SHAPES)[3 * i % len(SHAPES)] for i in range(len(COLOURS))), strict=True))
 VALIDATION = 16  # one in so many contents is kept from `train`
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 MIRRORED = {place: next(p for p, at in PLACES.items() if at == (1 - x, 1 - y)) for place, (x, y) in PLACES.items()}
-EDGE = 0.01  # sides of the picture between a thing and the edge, at least
+EDGE = 0.01  # least distance of a thing from the edge, in sides of the image
 
 T = TypeVar("T")
 
@@ -43,12 +43,12 @@ class _Draws:
 
     def __init__(self, *stream: int | str):
         self._generator = generator(0, *stream)
-        self._left: list[float] = []
+        self._block: list[float] = []
 
     def uniform(self) -> float:
-        if not self._left:
-            self._left = torch.rand(64, generator=self._generator, dtype=torch.float64).tolist()
-        return self._left.pop()
+        if not self._block:
+            self._block = torch.rand(64, generator=self._generator, dtype=torch.float64).tolist()
+        return self._block.pop()
 
     def below(self, n: int) -> int:
         return int(self.uniform() * n)
@@ -63,74 +63,74 @@ class _Draws:
 
 
 def scene_of(index: int, seed: int = 0, subset: ScenesSubset = "train") -> Scene:
-    """Scene `index` of a seed and a subset, a function of the three alone.
+    """Returns scene `index` of a seed and a subset, a function of these three only.
 
-    `validation` holds contents that `train` never holds, whatever the seeds; `heldout-templates` says the same in words
-    of its own, scene by scene.
+    `validation` has contents that `train` never has, whatever the seeds; `heldout-templates` has the scenes of
+    `validation` in other words.
     """
     draws = _Draws("scene", seed, "validation" if subset == "heldout-templates" else subset, index)
     while True:
         scene = _sample(draws, subset == "heldout-pairs", subset == "heldout-templates")
         if subset == "heldout-pairs" or _for_validation(scene) == (subset != "train"):
-            return say(scene)
+            return with_caption(scene)
 
 
 def holds_out(scene: Scene) -> bool:
-    """Whether one of its things is of a held-out colour and shape."""
+    """True if one of the things is of a held-out pair of colour and shape."""
     return any(thing.pair in HELD_OUT for thing in scene.things)
 
 
 def minimal_pairs(scene: Scene) -> dict[str, Scene]:
-    """The scenes that differ from this one in one respect, by its name, in the same wording.
+    """Returns the scenes that differ from this one in one respect, by its name, in the same wording.
 
-    Colours, shapes and numbers change places between two things, or a thing and an absent one, so that the captions
-    are made of the same words; a place, a relation or an only number is another. The pair may be a held-out one.
+    Colours, shapes and numbers are exchanged between two things, or between a thing and the absent one, so that the
+    captions consist of the same words; a place, a relation or a single number is changed. The pair may be held out.
     """
     first, second, absent = scene.things[0], scene.things[-1], scene.absent
-    found: dict[str, Scene] = {}
+    pairs: dict[str, Scene] = {}
     if absent is not None:
         other = replace(first, colour=absent.colour, shape=absent.shape)
-        found["negation"] = replace(scene, things=(other,), absent=Absent(first.shape, first.colour))
+        pairs["negation"] = replace(scene, things=(other,), absent=Absent(first.shape, first.colour))
     elif scene.place:
         mirror = MIRRORED[scene.place]
         (x, y), (u, v), (c, d) = first.centre, PLACES[scene.place], PLACES[mirror]
-        found["place"] = replace(scene, things=(replace(first, centre=(c + x - u, d + y - v)),), place=mirror)
+        pairs["place"] = replace(scene, things=(replace(first, centre=(c + x - u, d + y - v)),), place=mirror)
     elif scene.kind == "count" and len(groups(scene)) == 1:
         if len(scene.things) > 1:
-            found["count"] = replace(scene, things=scene.things[:-1])
+            pairs["count"] = replace(scene, things=scene.things[:-1])
     else:
-        found |= _of_two(scene, first, second)
+        pairs |= _of_two(scene, first, second)
     if scene.relation:
         swapped = (replace(first, centre=second.centre), replace(second, centre=first.centre))
-        found["relation"] = replace(scene, things=swapped, relation=OPPOSITE[scene.relation])
-    return {name: say(pair) for name, pair in found.items() if _content(pair) != _content(scene)}
+        pairs["relation"] = replace(scene, things=swapped, relation=OPPOSITE[scene.relation])
+    return {name: with_caption(pair) for name, pair in pairs.items() if _content(pair) != _content(scene)}
 
 
 def _of_two(scene: Scene, first: Thing, second: Thing) -> dict[str, Scene]:
-    """Colours, shapes or numbers exchanged between two things or groups."""
-    ours = [thing.pair == first.pair for thing in scene.things]
+    """Returns scenes with colours, shapes or numbers exchanged between two things or groups."""
+    is_like_first = [thing.pair == first.pair for thing in scene.things]
 
     def exchanged(**words: tuple[str, str]) -> Scene:
         new = [
             replace(thing, **{name: b if is_first else a for name, (a, b) in words.items()})
-            for thing, is_first in zip(scene.things, ours, strict=True)
+            for thing, is_first in zip(scene.things, is_like_first, strict=True)
         ]
         return replace(scene, things=tuple(new))
 
-    found = {}
-    if first.colour != second.colour and first.shape != second.shape:  # else it is as if they changed places
-        found["colour"] = exchanged(colour=(first.colour, second.colour))
-        found["shape"] = exchanged(shape=(first.shape, second.shape))
+    pairs = {}
+    if first.colour != second.colour and first.shape != second.shape:  # else the result equals an exchange of places
+        pairs["colour"] = exchanged(colour=(first.colour, second.colour))
+        pairs["shape"] = exchanged(shape=(first.shape, second.shape))
     if scene.kind == "count" and first.size == second.size:
         counts = groups(scene)
         words = [first] * counts[1][0] + [second] * counts[0][0]
         things = (replace(w, centre=thing.centre) for w, thing in zip(words, scene.things, strict=True))
-        found["count"] = replace(scene, things=tuple(things))
-    return found
+        pairs["count"] = replace(scene, things=tuple(things))
+    return pairs
 
 
 def _content(scene: Scene) -> tuple:
-    """What is said of a scene, but for its words; "a left of b" and "b right of a" are one."""
+    """Returns a scene's content without its wording; "a left of b" and "b right of a" are equal."""
     things = [(thing.size, *thing.pair) for thing in scene.things]
     relation = scene.relation
     if relation in ("right of", "below"):
@@ -146,7 +146,7 @@ def _for_validation(scene: Scene) -> bool:
 
 
 def _sample(draws: _Draws, held_pair: bool, held_template: bool) -> Scene:
-    """Any scene of the grammar, without its caption; with `held_pair` one thing or group is of a held-out pair."""
+    """Draws a scene of the grammar, without its caption; with `held_pair` one thing or group is of a held-out pair."""
     kind = _kind(draws)
     background = draws.choose(BACKGROUNDS)
     wording = Wording(draws.below(60), held_template, *(_synonym(draws) for _ in range(3)))
@@ -159,14 +159,14 @@ def _sample(draws: _Draws, held_pair: bool, held_template: bool) -> Scene:
 
 def _kind(draws: _Draws) -> str:
     level = draws.uniform()
-    for kind, share in SHARES.items():
-        if (level := level - share) < 0:
+    for kind, fraction in FRACTIONS.items():
+        if (level := level - fraction) < 0:
             return kind
     return KINDS[-1]
 
 
 def _synonym(draws: _Draws) -> int:
-    """The plain word in half of the captions."""
+    """Draws the number of a synonym: 0, the plain word, for half of the captions."""
     return 0 if draws.uniform() < 0.5 else 1 + draws.below(2)
 
 
@@ -174,7 +174,7 @@ Pairs = list[tuple[str, str]]
 
 
 def _two(draws: _Draws, seen: Pairs, held: Pairs) -> Pairs:
-    """Two unlike pairs, either one held out if any may be."""
+    """Draws two different pairs; one of them is held out if `held` has any."""
     first = draws.choose(held or seen)
     second = draws.choose(pair for pair in seen if pair != first)
     return draws.shuffled([first, second])
@@ -193,7 +193,7 @@ def _relation(draws: _Draws, seen: Pairs, held: Pairs) -> Scene:
 
 
 def _same(draws: _Draws, seen: Pairs, held: Pairs) -> Scene:
-    """Two shapes of one colour and size."""
+    """Draws two shapes of one colour and size."""
     colour, shape = draws.choose(held or seen)
     other = draws.choose(s for c, s in seen if c == colour and s != shape)
     size = draws.choose(SIZES)
@@ -212,7 +212,7 @@ def _related(draws: _Draws, words: list[tuple[str, str, str]]) -> Scene:
 
 
 def _count(draws: _Draws, seen: Pairs, held: Pairs) -> Scene:
-    """One to six things of one kind, or one to three of each of two."""
+    """Draws one to six things of one kind, or one to three of each of two."""
     if draws.uniform() < 0.5:
         counts, pairs = [1 + draws.below(MAX_THINGS)], [draws.choose(held or seen)]
     else:
@@ -223,7 +223,7 @@ def _count(draws: _Draws, seen: Pairs, held: Pairs) -> Scene:
 
 
 def _negation(draws: _Draws, seen: Pairs, held: Pairs) -> Scene:
-    """One thing, and another that is not there: of its colour, of its shape or unlike it, each a third."""
+    """Draws one thing and an absent one: of the same colour, the same shape, or different, with equal probability."""
     colour, shape = draws.choose(held or seen)
     like = draws.below(3)
     others = [p for p in seen if p != (colour, shape) and (like == 2 or (p[0] == colour, p[1] == shape)[like])]
@@ -233,7 +233,7 @@ def _negation(draws: _Draws, seen: Pairs, held: Pairs) -> Scene:
 
 
 def _scattered(draws: _Draws, words: list[tuple[str, str, str]]) -> tuple[Thing, ...]:
-    """Things in cells of two by two, or where there are more of two by three."""
+    """Places things in cells of two by two, or of two by three for more than four."""
     many = len(words) > 4
     cells = draws.shuffled(cells_of(len(words), upright=many and draws.uniform() >= 0.5))
     largest = max(SIZES[size] for *_, size in words)
@@ -243,7 +243,7 @@ def _scattered(draws: _Draws, words: list[tuple[str, str, str]]) -> tuple[Thing,
 
 
 def cells_of(n: int, upright: bool = False) -> list[tuple[float, float]]:
-    """Centres that `n` things are scattered around: two by two; for more than four three by two, or two by three."""
+    """Returns the centres of cells for `n` things: two by two; for more than four three by two, or two by three."""
     columns = rows = (1 / 4, 3 / 4)
     if n > 4:
         thirds = (1 / 6, 1 / 2, 5 / 6)

@@ -1,4 +1,4 @@
-"""A scene as a picture, drawn larger and averaged down, so that edges are smooth at any size."""
+"""Draws scenes, larger and averaged down, so that edges are smooth at any size."""
 
 import numpy as np
 import torch
@@ -12,14 +12,14 @@ CANVAS = 256  # the least side that is drawn on, in pixels
 
 
 def oversample(size: int) -> int:
-    """How many times larger a picture of `size` pixels a side is drawn."""
+    """Returns how many times larger an image of `size` pixels a side is drawn."""
     return max(4, CANVAS // size)
 
 
 def draw_shape(
     draw: ImageDraw.ImageDraw, shape: str, centre: tuple[float, float], extent: float, fill: tuple[int, int, int] | int
 ) -> None:
-    """One shape, its centre and half extent in pixels of the canvas."""
+    """Draws one shape; its centre and half extent are in pixels of the canvas."""
     (x, y), r = centre, extent
     if shape == "circle":
         draw.ellipse([x - r, y - r, x + r, y + r], fill=fill)
@@ -28,7 +28,7 @@ def draw_shape(
 
 
 def render(scene: Scene, size: int) -> Image.Image:
-    """The picture of a scene, `size` pixels a side."""
+    """Returns the image of a scene, `size` pixels a side."""
     times = oversample(size)
     side = size * times
     image = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])
@@ -40,5 +40,5 @@ def render(scene: Scene, size: int) -> Image.Image:
 
 
 def pixels(scene: Scene, size: int) -> UInt8[Tensor, "3 {size} {size}"]:
-    """The picture of a scene as numbers."""
+    """Returns the image of a scene as a tensor."""
     return torch.from_numpy(np.array(render(scene, size))).permute(2, 0, 1).contiguous()

@@ -1,4 +1,4 @@
-"""The built-in scenes as a source of captioned pictures."""
+"""The built-in scenes as a source of captioned images."""
 
 import io
 from functools import cached_property
@@ -11,12 +11,12 @@ from t2i.data.scenes.world import Scene
 from t2i.data.source import Record, Report, fingerprint
 
 VERSION = 2  # part of the fingerprint: raise it when a scene of the same (seed, index) changes
-PIXELS = 256  # side of a picture as `read` gives it
+PIXELS = 256  # side of an image that `read` returns
 LEAST_PIXELS = 32
 
 
 class ScenesSource:
-    """`count` scenes of a seed and a subset, as pictures of `pixels` a side."""
+    """`count` scenes of a seed and a subset, as images of `pixels` a side."""
 
     def __init__(self, count: int, seed: int = 0, subset: ScenesSubset = "train", pixels: int = PIXELS):
         if pixels < LEAST_PIXELS:
@@ -29,7 +29,7 @@ class ScenesSource:
         return self._count
 
     def scene(self, i: int) -> Scene:
-        """The ground truth of row i."""
+        """Returns the ground truth of row i."""
         assert 0 <= i < self._count
         return scene_of(i, self._seed, self._subset)
 

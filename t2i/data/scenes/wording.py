@@ -18,7 +18,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "right of": ("right of", "to the right of"),
     "above": ("above", "over"),
     "below": ("below", "under"),
-}  # what has no entry is said in one way
+}  # words without an entry have no synonyms
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "place": (
         "{a} {place} on a {ground} background",
@@ -71,8 +71,8 @@ HELD_OUT_TEMPLATES: dict[str, tuple[str, ...]] = {
 }  # of words that TEMPLATES use too
 
 
-def ways(name: str) -> tuple[str, ...]:
-    """How a word of scenes is said, the plain way first."""
+def synonyms_of(name: str) -> tuple[str, ...]:
+    """Returns the synonyms of a word of scenes, the plain word first."""
     return SYNONYMS.get(name, (name,))
 
 
@@ -88,8 +88,8 @@ VOCABULARY: tuple[str, ...] = tuple(
     sorted(
         {"a", "an", "and", "are", "is", *BACKGROUNDS, *COLOURS, *NUMERALS}
         | {word for place in PLACES for word in place.split()}
-        | {word for name in (*SHAPES, *SIZES, *RELATIONS) for way in ways(name) for word in way.split()}
-        | {plural(way).split()[-1] for name in SHAPES for way in ways(name)}
+        | {word for name in (*SHAPES, *SIZES, *RELATIONS) for way in synonyms_of(name) for word in way.split()}
+        | {plural(way).split()[-1] for name in SHAPES for way in synonyms_of(name)}
         | {
             word
             for families in (TEMPLATES, HELD_OUT_TEMPLATES)
@@ -101,25 +101,25 @@ VOCABULARY: tuple[str, ...] = tuple(
 )  # every word of any caption, commas aside
 
 
-def say(scene: Scene) -> Scene:
-    """The scene with the caption of its kind and wording."""
+def with_caption(scene: Scene) -> Scene:
+    """Returns the scene with the caption of its kind and wording."""
     wording = scene.wording
     templates = (HELD_OUT_TEMPLATES if wording.held_out else TEMPLATES)[scene.kind]
     return replace(scene, caption=templates[wording.template % len(templates)].format(**_slots(scene)))
 
 
 def groups(scene: Scene) -> list[tuple[int, Thing]]:
-    """How many of which thing, in the order of the caption."""
+    """Returns (count, thing) of each group, in the order of the caption."""
     runs = [list(run) for _, run in groupby(scene.things, lambda thing: (thing.pair, thing.size))]
     return [(len(run), run[0]) for run in runs]
 
 
 def _slots(scene: Scene) -> dict[str, str]:
-    """What the templates' slots stand for in this scene."""
+    """Returns the text for each slot of the templates."""
     wording = scene.wording
 
     def word(name: str, pick: int) -> str:
-        return ways(name)[pick % len(ways(name))]
+        return synonyms_of(name)[pick % len(synonyms_of(name))]
 
     def named(thing: Thing, size: bool = True, colour: bool = True) -> str:
         words = [word(thing.size, wording.size) if size else "", thing.colour if colour else ""]

@@ -1,4 +1,4 @@
-"""What a scene can hold: shapes, colours, sizes, places and relations; the scene itself, and its JSON."""
+"""The elements of scenes: shapes, colours, sizes, places and relations; the scene itself, and its JSON."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ COLOURS = {
     "white": (250, 250, 250),
 }
 BACKGROUNDS = {"white": (250, 250, 250), "black": (20, 20, 20), "gray": (128, 128, 128), "cyan": (0, 190, 210)}
-SIZES = {"small": 0.11, "": 0.16, "large": 0.21}  # half the extent, in sides of the picture; no word for the middle one
+SIZES = {"small": 0.11, "": 0.16, "large": 0.21}  # half the extent, in sides of the image; no word for the middle one
 LEFT, MIDDLE, RIGHT = 0.25, 0.5, 0.75
 PLACES = {
     "in the centre": (MIDDLE, MIDDLE),
@@ -37,11 +37,11 @@ RELATIONS = {
     "below": ((0.5, 0.76), (0.5, 0.24)),
 }  # centres of the first and the second thing
 MAX_THINGS = 6
-GAP = 0.06  # sides of the picture between two things, at least: two pixels of 32
+GAP = 0.06  # least distance of two things, in sides of the image: two pixels of 32
 
 
 def _turns(n: int, inner: float = 1.0) -> list[tuple[float, float]]:
-    """Corners on the unit circle from the top, clockwise; every second one at radius `inner`."""
+    """Returns corners on the unit circle from the top, clockwise; every second one at radius `inner`."""
     polar = [(inner if k % 2 else 1.0, 2 * math.pi * k / n - math.pi / 2) for k in range(n)]
     return [(r * math.cos(a), r * math.sin(a)) for r, a in polar]
 
@@ -63,7 +63,7 @@ SHAPES: dict[str, list[tuple[float, float]]] = {
 
 @dataclass(frozen=True)
 class Thing:
-    """One shape: its words, and its centre in sides of the picture (y down)."""
+    """One shape: its words, and its centre in sides of the image (y down)."""
 
     shape: str
     colour: str
@@ -72,7 +72,7 @@ class Thing:
 
     @property
     def extent(self) -> float:
-        """Half its extent, in sides of the picture."""
+        """Returns half its extent, in sides of the image."""
         return SIZES[self.size]
 
     @property
@@ -82,7 +82,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Absent:
-    """What a caption says is not there."""
+    """A thing that the caption says is absent."""
 
     shape: str
     colour: str
@@ -94,7 +94,7 @@ class Absent:
 
 @dataclass(frozen=True)
 class Wording:
-    """How a scene is said: which template, and which synonym of every kind of word."""
+    """The wording of a caption: its template, and its synonym for each kind of word."""
 
     template: int = 0
     held_out: bool = False  # a template of the held-out ones
@@ -105,14 +105,14 @@ class Wording:
 
 @dataclass(frozen=True)
 class Scene:
-    """The ground truth of a picture, and what its caption claims beyond the things: `kind` names the caption's family.
+    """The ground truth of an image, and what its caption claims beyond the things; `kind` is the caption's family.
 
-    `relation` holds from the first thing to the second; `place` is that of an only thing.
+    `relation` holds from the first thing to the second; `place` is that of a single thing.
     """
 
     things: tuple[Thing, ...]
     background: str
-    kind: str = ""  # "" where no caption was made of it: a scene read from a picture
+    kind: str = ""  # "" for a scene without a caption, read from an image
     place: str = ""
     relation: str = ""
     absent: Absent | None = None
@@ -120,12 +120,12 @@ class Scene:
     caption: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The scene as JSON's own types."""
+        """Returns the scene as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Scene":
-        """The scene that `to_json` wrote."""
+        """Returns the scene that `to_json` wrote."""
         values = dict(values)
         things = tuple(Thing(**{**thing, "centre": tuple(thing["centre"])}) for thing in values.pop("things"))
         absent, wording = values.pop("absent"), values.pop("wording")
@@ -133,7 +133,7 @@ class Scene:
 
 
 def holds(relation: str, first: Thing, second: Thing) -> bool:
-    """Whether the relation holds between two centres: along its axis, and more along it than across."""
+    """True if the relation holds between two centres: along its axis, and more along it than across."""
     dx, dy = second.centre[0] - first.centre[0], second.centre[1] - first.centre[1]
     along = {"left of": dx, "right of": -dx, "above": dy, "below": -dy}[relation]
     across = dy if relation in ("left of", "right of") else dx
@@ -141,5 +141,5 @@ def holds(relation: str, first: Thing, second: Thing) -> bool:
 
 
 def place_of(thing: Thing) -> str:
-    """The place nearest to a thing's centre."""
+    """Returns the place nearest to a thing's centre."""
     return min(PLACES, key=lambda place: math.dist(PLACES[place], thing.centre))
