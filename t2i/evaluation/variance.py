@@ -4,6 +4,7 @@ sigma_t = 0 follows the mean of p(x_{t-1} | x_t) alone: it has no bound, and is 
 another mean.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from t2i.evaluation.jackknife import around
 from t2i.evaluation.protocol import Protocol, prompts_hash
 from t2i.evaluation.reference import ReferenceImages
 from t2i.evaluation.rows import Row
-from t2i.evaluation.store import Task, digest, fill, is_main_rank
+from t2i.evaluation.store import Arrays, Task, digest, fill, is_main_rank
 from t2i.generator.prepared import remember_text
 from t2i.pipeline import Pipeline, Request
 from t2i.pipeline.job import Job
@@ -105,10 +106,9 @@ def _task(subject: ModelSamples, job: Job, way: str, part: range) -> Task:
     where = (subject.dtype, subject.pipeline.device.type)
     key = digest(subject.fingerprint, prompts, seeds, job.guidance.scale, job.steps, list(subject.size), way, *where)
 
-    def make() -> dict:
-        latents = torch.empty(0)
-        for latents in sample(subject.pipeline, job, way, part.start, part.stop):  # noqa: B007
-            pass
+    @torch.no_grad()
+    def make() -> Arrays:
+        [latents] = deque(sample(subject.pipeline, job, way, part.start, part.stop), maxlen=1)
         check_finite(latents, "U-Net")
         return {"latents": latents.cpu().numpy()}
 

@@ -146,7 +146,9 @@ def test_an_evaluation_compares_variances_too(monkeypatch, capsys, model, refere
     flags = ["--metrics", "vlb", "--variance", "--steps", 3, "--cfg", "2", "--n", 4, "--device", "cpu", "--no-anchors"]
     command = ["t2i", "evaluate", "-m", model, "--reference", reference, *flags, "-o", tmp_path / "o"]
     monkeypatch.setattr(sys, "argv", [str(part) for part in command])
-    main()
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code, capsys.readouterr().err
     rows = [row for row in json.loads((tmp_path / "o" / "metrics.json").read_text())["rows"] if "way" in row]
     assert {row["way"] for row in rows if row["metric"] == "diversity"} == {"data", *WAYS}
     sampled = next(row for row in rows if row["way"] == "zero")
