@@ -3,8 +3,6 @@
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +31,6 @@ from t2i.progress import progress
 from t2i.report.grid import LabelledGrid
 from t2i.training.distributed import process_state
 
-FLAGS = {"num_inference_steps": "--steps", "guidance_scale": "--cfg", "height = ": "--size: height = "}
-FLAGS |= {"width = ": "--size: width = ", "give height": "give --size", "give width": "give --size"}
 PRINTED = (*FEATURE_METRICS, *PARTS, "clip_score", "skill_binding", "caption_info")
 FEATURES = Path("checkpoints/features")
 SHOWN_SIDE = 128  # pixels: small images are enlarged to about this width on the page
@@ -70,7 +66,7 @@ def run(command: Command) -> None:
     """Evaluates, and writes the results."""
     quiet = not process_state().is_main_process
     notes: list[str] = []
-    with warnings.catch_warnings(), _as_flags():
+    with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
 
         def show(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -268,17 +264,3 @@ def samples(
     prompts = tuple(subject.prompts[i] for i in rows)
     grid = LabelledGrid("Samples: one prompt and one noise a row", size, tuple(images), prompts)
     return grid, [images[name][i].resize(size, 0) for i in rows for name in images]
-
-
-@contextmanager
-def _as_flags() -> Iterator[None]:
-    """Names the pipeline's arguments as the flags do in messages."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except ValueError as error:
-        message = str(error)
-        for name, flag in FLAGS.items():
-            message = message.replace(name, flag)
-        raise ValueError(message) from None

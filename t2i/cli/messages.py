@@ -8,16 +8,6 @@ FLAGS = {
     "config": "--config",
     "prediction_type": "--prediction-type",
     "vae": "--vae",
-    "model": "--model",
-    "out": "--out",
-    "reference": "--reference",
-    "metrics": "--metrics",
-    "judge": "--judge",
-    "features": "--features",
-    "variance": "--variance",
-    "prompts": "--prompts",
-    "cfg": "--cfg",
-    "n": "--n",
 }
 
 

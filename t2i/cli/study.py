@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from t2i.cli.evaluate import keys_as_flags
 from t2i.cli.generate_options import SHIPPED, find_model, say
 from t2i.cli.study_runs import report, text_encoder
 
@@ -62,9 +63,9 @@ def sigma(
     from t2i.evaluation.variance import DATA, spread, variance_table
     from t2i.evaluation.variance_report import check_new, flat_rows, image_grid, write
 
-    check_new(out)
     sampling = Sampling(None if cfg is None else (cfg,), "ddpm", steps, seed, None, batch_size)
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as cache:
+    with keys_as_flags(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as cache:
+        check_new(out)
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_, **__: say(str(message))
         subject = open_subject(find_model(model), sampling, "float32", device)
@@ -90,16 +91,16 @@ def sigma(
             variance=True,
         )
         evaluation.check(subject)
-        found = evaluate(subject, evaluation)
-    assert found is not None
+        results = evaluate(subject, evaluation)
+    assert results is not None
     T, guidance = subject.pipeline.generator.schedule.T, subject.guidances[0]
     columns = evaluation.columns
     if images is not None and rows:
         columns = {DATA: [image for image in to_pixels(to_float(images.read(rows))) for _ in range(count)]} | columns
     settings = {"model": subject.name, "steps": str(steps or T), "guidance": str(guidance), "seed": str(seed)}
-    flat = flat_rows(found, prompts, data.captions if data else [], T, seed)
-    write(found, flat, image_grid(prompts, count, columns), out, settings, shlex.join(["t2i", *sys.argv[1:]]))
-    lines = variance_table(found)
+    flat = flat_rows(results, prompts, data.captions if data else [], T, seed)
+    write(results, flat, image_grid(prompts, count, columns), out, settings, shlex.join(["t2i", *sys.argv[1:]]))
+    lines = variance_table(results)
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     for line in lines:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -180,7 +180,7 @@ def _bound_rows(subject: Subject, evaluation: Evaluation, quiet: bool) -> list[R
 
     where = (subject.dtype, subject.pipeline.device.type, *([contrast] if contrast else []))
     key = digest("bound", subject.fingerprint, images.hash, captions, seed, evaluation.draws, evaluation.batch, *where)
-    found: list[dict[str, Any]] = json.loads(str(evaluation.store.arrays("bound", Task(key, n, make))["rows"]))
+    flat: list[dict[str, Any]] = json.loads(str(evaluation.store.arrays("bound", Task(key, n, make))["rows"]))
     protocol = Protocol(
         n=n,
         size=images.size,
@@ -202,5 +202,5 @@ def _bound_rows(subject: Subject, evaluation: Evaluation, quiet: bool) -> list[R
             method="jackknife by caption",
             extra={name: row[name] for name in BOUND_KEYS if name in row},
         )
-        for row in found
+        for row in flat
     ]

@@ -32,7 +32,7 @@ SHOWN = 8  # images of each guidance on the page
 
 @dataclass
 class Evaluation:
-    """What is measured, with what; `t2i.evaluation.evaluate.evaluate` carries it out for a subject.
+    """The settings of an evaluation, which `evaluate.evaluate` applies to a subject.
 
     `paired_captions`: images that share a caption with the reference share a jackknife group with its image.
     """

@@ -164,23 +164,23 @@ class VisionFeatures(Features):
 
 def open_features(name: str, vae: AutoencoderKL | None = None, size: tuple[int, int] | None = None) -> Features:
     """Opens a feature network by name (see FORMS), on the CPU; `vae-latent` needs `vae` and (width, height)."""
-    kind, colon, rest = name.partition(":")
+    kind, colon, where = name.partition(":")
     if name == "vae-latent":
         if vae is None or size is None:
             raise ConfigError("features", "needs a model, whose autoencoder computes them, and these are images", name)
         return LatentFeatures(vae, size)
     if kind == "inception":
-        return InceptionFeatures(rest)
-    if not (colon and rest):
+        return InceptionFeatures(where)
+    if not (colon and where):
         raise ConfigError("features", f"write one of {FORMS}", name)
     if kind == "local":
-        return LocalFeatures(rest)
+        return LocalFeatures(where)
     if kind == "dinov2":
-        return _dinov2(name, rest)
+        return _dinov2(name, where)
     if kind == "clip":
-        return _clip(name, rest)
+        return _clip(name, where)
     if kind == "openclip":
-        return _openclip(name, rest)
+        return _openclip(name, where)
     raise ConfigError("features", f"unknown kind {kind!r}; write one of {FORMS}", name)
 
 

@@ -36,7 +36,7 @@ Noise = Callable[[Sequence[int], tuple[int, ...]], Tensor]  # (image numbers, sh
 
 @runtime_checkable
 class Subject(Protocol):
-    """What is evaluated: images of `prompts` at one or several guidances.
+    """The subject of an evaluation: images of `prompts` at one or several guidances.
 
     `extra` maps a skill to prompts that only this skill is read from; their images follow those of `prompts`.
     """
@@ -57,7 +57,7 @@ class Subject(Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How images are sampled; None: the model's default."""
+    """Sampling settings; None: the model's default."""
 
     guidances: tuple[float, ...] | None = None
     solver: str | None = None

@@ -104,8 +104,8 @@ def ratio_of(hits: Float64[Tensor, " n"], counts: Float64[Tensor, " n"], groups:
     """Computes sum of hits / sum of counts, of all groups and without each; no replicates where a group holds all."""
     zeros = torch.zeros(int(groups.max()) + 1, dtype=torch.float64)
     hits_of, counts_of = (zeros.index_add(0, groups, x) for x in (hits, counts))
-    left = counts.sum() - counts_of
-    without = ((hits.sum() - hits_of) / left).tolist() if bool((left > 0).all()) else ()
+    remaining = counts.sum() - counts_of
+    without = ((hits.sum() - hits_of) / remaining).tolist() if bool((remaining > 0).all()) else ()
     return Replicates((hits.sum() / counts.sum()).item(), tuple(without))
 
 

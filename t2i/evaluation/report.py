@@ -38,7 +38,7 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Page:
-    """What the page shows beside the rows."""
+    """The content of the page beside the rows."""
 
     title: str
     summary: str

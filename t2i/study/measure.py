@@ -50,7 +50,7 @@ BOUND = (("vlb", "caption"), ("caption_info", "null"), ("caption_margin", "contr
 
 
 class Lab:
-    """What all runs of a study are measured with, opened once a process; `key` identifies it."""
+    """The data and networks that measure all runs of a study, opened once a process; `key` identifies them."""
 
     def __init__(self, recipe: StudyRecipe) -> None:
         self.recipe, self.settings, self.device = recipe, recipe.evaluate, process_state().device
@@ -190,14 +190,14 @@ def evaluate_run(lab: Lab, run: Run) -> None:
         if w in done:
             continue
         began, subject = time.monotonic(), trained.samples.at(w)
-        found = evaluate(subject, lab.evaluation)
-        assert found is not None
+        new_rows = evaluate(subject, lab.evaluation)
+        assert new_rows is not None
         images = subject.image_sets(store, settings.batch)[w]
         seconds = time.monotonic() - began
         sheet = images.read(range(min(settings.shown, len(lab.captions))))
         save_weights({"sheet": sheet}, folder / f"cfg-{w:g}.safetensors")
         store.remove(STAGE, subject.tasks())
-        rows[w] = lab.convert(found, trained.model(w), trained.about)
+        rows[w] = lab.convert(new_rows, trained.model(w), trained.about)
         for row in rows[w]:
             if row.metric in (FD, EXACT, settings.alignment, "clip_score") and row.replicates is not None:
                 each = (row.replicates.full, *row.replicates.without)
@@ -321,12 +321,12 @@ def write_baselines(lab: Lab) -> None:
     rows: dict[str, list[Row]] = {SHUFFLED: []}
     for name, pixels in ((REAL, real), (VAE, decoded)):
         subject = RealImages(name, lab.captions, pixels, lab.extra)
-        found = evaluate(subject, replace(lab.evaluation, shuffled=name == REAL))
-        assert found is not None
-        rows[name] = [row for row in found if row.extra.get("anchor") is None]
+        every = evaluate(subject, replace(lab.evaluation, shuffled=name == REAL))
+        assert every is not None
+        rows[name] = [row for row in every if row.extra.get("anchor") is None]
         if name == REAL:  # their distance does not depend on captions
-            rows[SHUFFLED] = [row for row in found if row.metric == FD]
-            rows[SHUFFLED] += [row for row in found if row.extra.get("anchor") == SHUFFLED_CAPTIONS]
+            rows[SHUFFLED] = [row for row in every if row.metric == FD]
+            rows[SHUFFLED] += [row for row in every if row.extra.get("anchor") == SHUFFLED_CAPTIONS]
     converted = []
     for name in (REAL, VAE, SHUFFLED):
         about: dict[str, Extra] = {"run": name, "anchor": name, "commit": commit()}

@@ -94,9 +94,9 @@ def _sensitivity(results: Results) -> Html:
     pair = results.study["sensitivity"]
     lines = []
     for metric in (results.study["alignment"], FD):
-        if (found := contrast(results, metric)) is not None:
-            values = [f"{found.sees:.4g}", f"{found.blind:.4g}", f"{found.se:.2g}"]
-            lines.append([label_of(results, metric), *values, f"{found.ratio:.1f} standard errors", found.seeds])
+        if (pairs := contrast(results, metric)) is not None:
+            values = [f"{pairs.sees:.4g}", f"{pairs.blind:.4g}", f"{pairs.se:.2g}"]
+            lines.append([label_of(results, metric), *values, f"{pairs.ratio:.1f} standard errors", pairs.seeds])
     head = ["metric", pair["sees"], pair["blind"], "standard error of the difference", "difference", "seeds"]
     return html.table(head, lines)
 

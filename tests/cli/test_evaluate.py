@@ -264,7 +264,7 @@ def no_network(*_, **__):
         ({"--features": "local:nowhere"}, "local:nowhere: no such folder"),
         ({"--reference": "nowhere"}, "'nowhere': no such file or folder"),
         ({"--cfg": "1,two"}, "'1,two'"),
-        ({"--cfg": "-1"}, "--cfg = -1.0 must be a number >= 0"),
+        ({"--cfg": "-1"}, "-1.0"),
         ({"--steps": "0"}, "--steps"),
         ({"--solver": "magic"}, "magic"),
         ({"--judge": "clip:x"}, "has no effect without the metric clip"),

@@ -12,7 +12,7 @@ from torch import Tensor
 from t2i.data.scenes import HELD_OUT, Scene, Thing, holds, parse_caption, place_of
 from t2i.evaluation.scene_parser.reader import Unparseable, parse
 
-SHAPE, COLOUR, BOTH, SIZE = 1.0, 0.9, 0.5, 0.1  # weights of equal properties in the assignment of read to wanted things
+SHAPE, COLOUR, BOTH, SIZE = 1.0, 0.9, 0.5, 0.1  # weights of equal properties in the assignment of read to target things
 
 MEANING = {
     "unparseable": "images that no scene explains; all other skills count them as wrong",
@@ -56,36 +56,36 @@ def score_all(images: UInt8[Tensor, "n 3 h w"], captions: Sequence[str]) -> list
     """Scores each image against its caption."""
     if len(images) != len(captions):
         raise ValueError(f"{len(images)} images, {len(captions)} captions: give one caption an image")
-    wanted = [parse_caption(caption) for caption in captions]  # raises for other captions
-    return [judge(read, scene) for read, scene in zip(parse(images), wanted, strict=True)]
+    target = [parse_caption(caption) for caption in captions]  # raises for other captions
+    return [judge(read, scene) for read, scene in zip(parse(images), target, strict=True)]
 
 
-def judge(read: Scene | Unparseable, wanted: Scene) -> Skills:
+def judge(read: Scene | Unparseable, target: Scene) -> Skills:
     """Scores the scene read from an image against the wanted one."""
     things = () if isinstance(read, Unparseable) else read.things
-    fits = _assigned(things, wanted.things)
-    many = len(wanted.things)
-    right = [fit is not None and fit.pair == thing.pair for fit, thing in zip(fits, wanted.things, strict=True)]
+    fits = _assigned(things, target.things)
+    many = len(target.things)
+    right = [fit is not None and fit.pair == thing.pair for fit, thing in zip(fits, target.things, strict=True)]
     parsed = isinstance(read, Scene)
-    ground = parsed and read.background == wanted.background
-    claims = _claims(things, fits, right, parsed, wanted)
+    ground = parsed and read.background == target.background
+    claims = _claims(things, fits, right, parsed, target)
     parts = {
         "unparseable": (not parsed, 1),
         "background": (ground, 1),
         "count": (parsed and len(things) == many, 1),
-        "presence": (_common(things, wanted.things, "shape"), many),
+        "presence": (_common(things, target.things, "shape"), many),
         "pair": (sum(right), many),
     }
     for name in ("shape", "colour", "size"):
-        same = (fit is not None and getattr(fit, name) == getattr(w, name) for fit, w in _zip(fits, wanted))
+        same = (fit is not None and getattr(fit, name) == getattr(w, name) for fit, w in _zip(fits, target))
         parts[name] = (sum(same), many)
-    if _binds(wanted):
+    if _binds(target):
         parts["binding"] = (all(right), 1)
-        if all(_common(things, wanted.things, name) == many for name in ("shape", "colour")):
+        if all(_common(things, target.things, name) == many for name in ("shape", "colour")):
             parts["binding_of_present"] = (all(right), 1)
-    if held := [ok for ok, thing in zip(right, wanted.things, strict=True) if thing.pair in HELD_OUT]:
+    if held := [ok for ok, thing in zip(right, target.things, strict=True) if thing.pair in HELD_OUT]:
         parts["held_out_pairs"] = (sum(held), len(held))
-    if wanted.wording.held_out:
+    if target.wording.held_out:
         parts["held_out_words"] = (sum(right), many)
     whole = [parts["size"] == (many, many), all(right), ground, len(things) == many, *claims.values()]
     parts |= {name: (claim, 1) for name, claim in claims.items()} | {"exact": (all(whole), 1)}
@@ -93,50 +93,50 @@ def judge(read: Scene | Unparseable, wanted: Scene) -> Skills:
 
 
 def _claims(
-    things: Sequence[Thing], fits: Sequence[Thing | None], right: Sequence[bool], parsed: bool, wanted: Scene
+    things: Sequence[Thing], fits: Sequence[Thing | None], right: Sequence[bool], parsed: bool, target: Scene
 ) -> dict[str, bool]:
     """Checks what a caption claims beyond its things: numbers, place, relation, absence."""
     claims: dict[str, bool] = {}
     first, last = fits[0], fits[-1]
-    if wanted.kind == "count":
-        claims["count_of_several"] = Counter(thing.pair for thing in things) == Counter(t.pair for t in wanted.things)
-    if wanted.place:
-        claims["place"] = right[0] and first is not None and place_of(first) == wanted.place
-    if wanted.relation:
-        related = all(right) and first is not None and last is not None and holds(wanted.relation, first, last)
+    if target.kind == "count":
+        claims["count_of_several"] = Counter(thing.pair for thing in things) == Counter(t.pair for t in target.things)
+    if target.place:
+        claims["place"] = right[0] and first is not None and place_of(first) == target.place
+    if target.relation:
+        related = all(right) and first is not None and last is not None and holds(target.relation, first, last)
         claims |= {"relation": related} | ({"relation_of_present": related} if all(right) else {})
-    if wanted.absent:
-        absence = parsed and all(thing.pair != wanted.absent.pair for thing in things)
+    if target.absent:
+        absence = parsed and all(thing.pair != target.absent.pair for thing in things)
         claims |= {"absence": absence, "negation": absence and all(right)}
     return claims
 
 
-def _assigned(things: Sequence[Thing], wanted: Sequence[Thing]) -> list[Thing | None]:
+def _assigned(things: Sequence[Thing], target: Sequence[Thing]) -> list[Thing | None]:
     """Assigns to each wanted thing the read thing that maximises the sum of their common properties."""
-    fits: list[Thing | None] = [None] * len(wanted)
+    fits: list[Thing | None] = [None] * len(target)
     if not things:
         return fits
-    worth = np.array([[_worth(thing, w) for thing in things] for w in wanted])
+    worth = np.array([[_worth(thing, w) for thing in things] for w in target])
     for row, column in zip(*linear_sum_assignment(worth, maximize=True), strict=True):
         fits[row] = things[column]
     return fits
 
 
-def _worth(thing: Thing, wanted: Thing) -> float:
-    shape, colour = thing.shape == wanted.shape, thing.colour == wanted.colour
-    return SHAPE * shape + COLOUR * colour + BOTH * (shape and colour) + SIZE * (thing.size == wanted.size)
+def _worth(thing: Thing, target: Thing) -> float:
+    shape, colour = thing.shape == target.shape, thing.colour == target.colour
+    return SHAPE * shape + COLOUR * colour + BOTH * (shape and colour) + SIZE * (thing.size == target.size)
 
 
-def _common(things: Iterable[Thing], wanted: Iterable[Thing], name: str) -> int:
+def _common(things: Iterable[Thing], target: Iterable[Thing], name: str) -> int:
     """Counts the wanted values of a property that the read things have, each once."""
-    ours, theirs = (Counter(getattr(thing, name) for thing in part) for part in (wanted, things))
+    ours, theirs = (Counter(getattr(thing, name) for thing in part) for part in (target, things))
     return (ours & theirs).total()
 
 
-def _binds(wanted: Scene) -> bool:
+def _binds(target: Scene) -> bool:
     """Returns True if colours and shapes could be paired differently."""
-    return len({t.colour for t in wanted.things}) > 1 and len({t.shape for t in wanted.things}) > 1
+    return len({t.colour for t in target.things}) > 1 and len({t.shape for t in target.things}) > 1
 
 
-def _zip(fits: Sequence[Thing | None], wanted: Scene) -> Iterable[tuple[Thing | None, Thing]]:
-    return zip(fits, wanted.things, strict=True)
+def _zip(fits: Sequence[Thing | None], target: Scene) -> Iterable[tuple[Thing | None, Thing]]:
+    return zip(fits, target.things, strict=True)
