@@ -265,7 +265,7 @@ def no_network(*_, **__):
         ({"--reference": "nowhere"}, "'nowhere': no such file or folder"),
         ({"--cfg": "1,two"}, "'1,two'"),
         ({"--cfg": "-1"}, "-1.0"),
-        ({"--steps": "0"}, "--steps"),
+        ({"--steps": "0"}, "not in 1.."),
         ({"--solver": "magic"}, "magic"),
         ({"--judge": "clip:x"}, "has no effect without the metric clip"),
         ({"--metrics": "fd,prdc", "--n": "6"}, "needs 6 images on both sides"),
