@@ -175,38 +175,34 @@ def is_evaluated(lab: Lab, run: Run) -> bool:
 
 def evaluate_run(lab: Lab, run: Run) -> None:
     """Evaluates a run: the bound, then each guidance whose rows do not exist yet; rows are written after each."""
-    folder, settings, store = folder_of(lab, run), lab.settings, lab.evaluation.store
+    folder, settings = folder_of(lab, run), lab.settings
     trained = TrainedRun(lab, run)
-    kept: list[Row] = []
+    rows: dict[float | None, list[Row]] = {None: []}
     replicates: dict[str, list[float]] = {}
-    done: list[float] = []
     if (folder / "metrics.json").is_file() and "replicates" in (head := read_json(folder / "metrics.json"))["run"]:
-        kept, replicates = read_rows(folder), head["run"]["replicates"]
-        done = [w for w in head["guidance"] if w in settings.guidance]
-    rows = {w: [row for row in kept if row.protocol.guidance == w] for w in (None, *done)}
+        replicates = head["run"]["replicates"]
+        rows |= {w: [] for w in head["guidance"]}
+        for row in read_rows(folder):
+            rows[row.protocol.guidance].append(row)
+
+    def write() -> None:
+        done = [w for w in settings.guidance if w in rows]
+        names = {f"{w:g}" for w in done}
+        kept = {key: each for key, each in replicates.items() if key.rpartition("@")[2] in names}
+        ordered = [row for w in (*done, None) for row in rows[w]]
+        write_rows(ordered, folder, guidance=done, run=trained.cost() | {"replicates": kept})
+
     if settings.bound and not rows[None]:
         rows[None] = trained.bound_rows()
     for w in settings.guidance:
-        if w in done:
-            continue
-        began, subject = time.monotonic(), trained.samples.at(w)
-        new_rows = evaluate(subject, lab.evaluation)
-        assert new_rows is not None
-        images = subject.image_sets(store, settings.batch)[w]
-        seconds = time.monotonic() - began
-        sheet = images.read(range(min(settings.shown, len(lab.captions))))
-        save_weights({"sheet": sheet}, folder / f"cfg-{w:g}.safetensors")
-        store.remove(STAGE, subject.tasks())
-        rows[w] = lab.convert(new_rows, trained.model(w), trained.about)
-        for row in rows[w]:
-            if row.metric in (FD, EXACT, settings.alignment, "clip_score") and row.replicates is not None:
-                each = (row.replicates.full, *row.replicates.without)
-                replicates[f"{row.metric}@{w:g}"] = [float(f"{x:.7g}") for x in each]
-        protocol = lab.protocol(len(lab.prompts), **trained.model(w))
-        rows[w].append(Row(metric="seconds", value=seconds, protocol=protocol, extra=trained.about))
-        done = [w for w in settings.guidance if w in rows]
-        ordered = [row for w in (*done, None) for row in rows[w]]
-        write_rows(ordered, folder, guidance=done, run=trained.cost() | {"replicates": replicates})
+        if w not in rows:
+            rows[w] = trained.rows(w, folder / f"cfg-{w:g}.safetensors")
+            for row in rows[w]:
+                if row.metric in (FD, EXACT, settings.alignment, "clip_score") and row.replicates is not None:
+                    each = (row.replicates.full, *row.replicates.without)
+                    replicates[f"{row.metric}@{w:g}"] = [float(f"{x:.7g}") for x in each]
+            write()
+    write()
 
 
 class TrainedRun:
@@ -261,6 +257,19 @@ class TrainedRun:
             "threads": torch.get_num_threads(),
             "device": str(self.lab.device),
         }
+
+    def rows(self, guidance: float, sheet: Path) -> list[Row]:
+        """Returns the rows of one guidance, with the seconds that they took; writes the first images as `sheet`."""
+        began, subject, lab = time.monotonic(), self.samples.at(guidance), self.lab
+        store, settings = lab.evaluation.store, lab.settings
+        rows = evaluate(subject, lab.evaluation)
+        assert rows is not None
+        seconds, images = time.monotonic() - began, subject.image_sets(store, settings.batch)[guidance]
+        save_weights({"sheet": images.read(range(min(settings.shown, len(lab.captions))))}, sheet)
+        store.remove(STAGE, subject.tasks())
+        model = self.model(guidance)
+        row = Row(metric="seconds", value=seconds, protocol=lab.protocol(len(lab.prompts), **model), extra=self.about)
+        return [*lab.convert(rows, model, self.about), row]
 
     def bound_rows(self) -> list[Row]:
         """Returns the bound, the information in captions, and the margin over captions that differ in one respect."""
