@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ import pytest
 
 from t2i.component import read_safetensors
 from t2i.config import load_recipe
-from t2i.study import report
+from t2i.evaluation.generated import ModelSamples
+from t2i.evaluation.rows import read_rows
+from t2i.study import measure, report
 from t2i.study import run as engine
 from t2i.study.measure import Lab
 from t2i.study.plan import runs_of
@@ -86,6 +89,18 @@ def test_sheets_are_of_the_guidance_that_the_page_names(finished, recipe, folder
     assert before == {sheet_name(run.name, recipe.evaluate.at) for run in runs_of(recipe)}
     assert {path.name for path in sheets.iterdir()} - before == {sheet_name(run.name, other) for run in runs_of(recipe)}
     engine.collect(recipe, Lab(recipe))
+
+
+def test_rows_of_other_guidances_are_kept(finished, recipe, folder, monkeypatch):
+    shutil.copytree(folder / "study", folder / "copy")
+    fewer = asking(recipe, guidance=(2.0,), at_fd=2.0).model_copy(update={"out": str(folder / "copy")})
+    run, lab = runs_of(fewer)[0], Lab(fewer)
+    before = read_rows(measure.folder_of(lab, run))
+    assert not measure.is_evaluated(lab, run)
+    monkeypatch.setattr(ModelSamples, "draw", None)
+    measure.evaluate_run(lab, run)
+    assert measure.is_evaluated(lab, run)
+    assert read_rows(measure.folder_of(lab, run)) == [row for row in before if row.protocol.guidance != 1]
 
 
 def asking(recipe, **keys):
