@@ -1,7 +1,6 @@
 """`t2i convert` carried out: the model read and checked as a whole, then written from its tensors as they are."""
 
 import os
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -104,7 +103,7 @@ def read(asked: Conversion) -> Stored:
         stored = from_folder(pipeline, place, how.variant)
         merge(stored, pipeline, asked.loras)
         return stored
-    found = (read_pickle if place.suffix in PICKLES else read_file)(place, asked)
+    found = read_pickle(place, asked) if place.suffix in PICKLES else read_file(place, place, asked)
     pipeline = Pipeline.of(from_checkpoint(found, place, how.config, None), place)
     _say(pipeline)
     defaults = None if found.defaults is None else pipeline.defaults
@@ -129,29 +128,25 @@ def _say(pipeline: Pipeline) -> None:
         say(f"model: {line}")
 
 
-def read_file(path: Path, asked: Conversion) -> Checkpoint:
-    """Returns the contents of a single file, in the dtypes that it has."""
-    return read_single_file(path, config=asked.how.config, prediction=asked.how.prediction, ema=asked.ema)
-
-
-def read_pickle(src: Path, asked: Conversion) -> Checkpoint:
+def read_pickle(path: Path, asked: Conversion) -> Checkpoint:
     """Returns the contents of a `.ckpt`, read through a temporary safetensors file of its tensors alone."""
     state: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for key, tensor in read_ckpt(src).items():
+    for key, tensor in read_ckpt(path).items():
         memory = tensor.untyped_storage().data_ptr()
         state[key] = tensor.clone() if memory in seen else tensor.contiguous()  # safetensors takes no shared memory
         seen.add(memory)
     asked.dst.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=asked.dst.parent, prefix=".convert-") as tmp:
-        file = Path(tmp) / f"{src.stem}.safetensors"
+        file = Path(tmp) / "tensors.safetensors"
         save_file(state, file)
-        if (notes := src.with_suffix(".yaml")).is_file():
-            shutil.copy(notes, file.with_suffix(".yaml"))
-        try:
-            return read_file(file, asked)
-        except ValueError as error:
-            raise ValueError(str(error).replace(str(file), str(src))) from None
+        return read_file(file, path, asked)
+
+
+def read_file(file: Path, original: Path, asked: Conversion) -> Checkpoint:
+    """Returns the contents of a single file, or of a copy of the tensors of `original`, in the dtypes that it has."""
+    how = asked.how
+    return read_single_file(file, config=how.config, prediction=how.prediction, ema=asked.ema, original=original)
 
 
 def networks(pipeline: Pipeline) -> dict[str, tuple[dict[str, Any], dict[str, Tensor]]]:

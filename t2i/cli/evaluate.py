@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from t2i.cli.generate_options import SHIPPED, check_dtype, parse_size
+from t2i.cli.generate_options import SHIPPED
+from t2i.cli.options import check_dtype, parse_size
 from t2i.errors import ConfigError
 
 Option = typer.Option

@@ -1,4 +1,4 @@
-"""`t2i grid PROMPT -x AXIS=V,V`: one prompt over up to three settings, as a labelled sheet (an X/Y/Z plot)."""
+"""`t2i grid PROMPT -x AXIS=V,V`: one prompt over up to three settings, as a labelled grid (an X/Y/Z plot)."""
 
 import secrets
 from pathlib import Path
@@ -6,64 +6,70 @@ from typing import Annotated
 
 import typer
 
-from t2i.cli.generate_options import SHIPPED, check_dtype, find_model, parse_size, say
+from t2i.cli.generate_options import SHIPPED, find_model
 from t2i.cli.grid_axes import check_axes, parse_axis
+from t2i.cli.messages import say
+from t2i.cli.options import given_settings, option
+from t2i.pipeline.settings import MODEL, OUTPUT, RUN
 
 Option = typer.Option
 
 
 def grid(
-    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="the axis 'prompt' replaces it")] = None,
-    x: Annotated[str | None, Option("-x", metavar="AXIS=V,V", help="from left to right, e.g. cfg=1,3,7.5")] = None,
-    y: Annotated[str | None, Option("-y", metavar="AXIS=V,V", help="from top to bottom, e.g. steps=10,20")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="Prompt of all cells; not with the axis 'prompt'")
+    ] = None,
+    x: Annotated[str | None, Option("-x", metavar="AXIS=V,V", help="Columns, e.g. cfg=1,3,7.5")] = None,
+    y: Annotated[str | None, Option("-y", metavar="AXIS=V,V", help="Rows, e.g. steps=10,20")] = None,
     z: Annotated[
-        str | None, Option("-z", metavar="AXIS=V,V", help="panels, e.g. 'solver=ddim,DPM++ 2M Karras'")
+        str | None, Option("-z", metavar="AXIS=V,V", help="Panels, e.g. 'solver=ddim,DPM++ 2M Karras'")
     ] = None,
+    negative: Annotated[str | None, option("negative")] = None,
+    steps: Annotated[int | None, option("steps")] = None,
+    cfg: Annotated[float | None, option("cfg")] = None,
+    solver: Annotated[str | None, option("solver")] = None,
+    spacing: Annotated[str | None, option("spacing")] = None,
+    sigmas: Annotated[str | None, option("sigmas")] = None,
+    eta: Annotated[float | None, option("eta")] = None,
+    seed: Annotated[int | None, option("seed", "Seed of every image. Random if omitted")] = None,
+    size: Annotated[str | None, option("size")] = None,
+    init_image: Annotated[Path | None, option("image")] = None,
+    strength: Annotated[float | None, option("strength")] = None,
     model: Annotated[
-        Path | None, Option("-m", "--model", help=f"a model's folder or file; by default the shipped {SHIPPED}")
+        Path | None,
+        Option(
+            "-m", "--model", help=f"A folder, a single file or a hub name; default {SHIPPED}", rich_help_panel=MODEL
+        ),
     ] = None,
-    negative: Annotated[str | None, Option("-n", "--negative", help="what not to draw")] = None,
-    steps: Annotated[int | None, Option("--steps", "--num-inference-steps", help="by default the model's")] = None,
-    cfg: Annotated[float | None, Option("--cfg", "--guidance-scale", help="by default the model's")] = None,
-    solver: Annotated[str | None, Option(help="by default the model's")] = None,
-    spacing: Annotated[str | None, Option(help="of the steps; by default the model's")] = None,
-    sigmas: Annotated[str | None, Option(help="of the steps; by default the model's")] = None,
-    eta: Annotated[float | None, Option(help="noise of ddim's steps, 0 to 1; by default 0")] = None,
-    seed: Annotated[int | None, Option(help="of every picture, so that all share their noise. Else drawn")] = None,
-    init_image: Annotated[Path | None, Option(help="a picture that every cell begins from")] = None,
-    strength: Annotated[float | None, Option(help="0 to 1: how little is left of --init-image; by default 0.8")] = None,
-    size: Annotated[str | None, Option(metavar="WxH", help="by default what the model was trained at")] = None,
-    out: Annotated[Path, Option("-o", "--out", help="folder of the pictures; it is only ever added to")] = Path(
-        "outputs"
-    ),
+    out: Annotated[
+        Path, Option("-o", "--out", help="Folder of the images; nothing in it is overwritten", rich_help_panel=OUTPUT)
+    ] = Path("outputs"),
     resume: Annotated[
-        bool, Option("--resume", help="take the cells that --out holds already, by their settings; needs a seed")
+        bool,
+        Option("--resume", help="Take the cells that --out holds already; needs a seed", rich_help_panel=OUTPUT),
     ] = False,
-    device: Annotated[str | None, Option(help="cpu, cuda, cuda:1, ...; by default cuda where there is one")] = None,
-    dtype: Annotated[str | None, Option(help="fp32, bf16 or fp16; by default fp32")] = None,
+    device: Annotated[
+        str | None, Option(help="cpu, cuda, cuda:1, ...; cuda if omitted and available", rich_help_panel=RUN)
+    ] = None,
+    dtype: Annotated[str | None, option("dtype")] = None,
 ) -> None:
-    """Draw one prompt over up to three settings, from one noise: a labelled picture and an HTML page.
+    """Draw one prompt over up to three settings, from one noise: a labelled image and an HTML page.
 
-    Axes: cfg, steps, solver, spacing, sigmas, eta, seed, strength, guidance_rescale, clip_skip, negative, prompt.
+    Axes: prompt, negative, steps, solver, sigmas, cfg, seed, strength, clip_skip, eta, spacing, guidance_rescale.
     Values are split at commas, or at | where there is one ("prompt=a frog, green|a toad"), and may be quoted as in CSV.
-    The value 'default' is what the model has.
+    The value 'default' stands for the model's default.
     """
-    given = {
-        "negative": negative, "steps": steps, "cfg": cfg, "solver": solver, "spacing": spacing, "sigmas": sigmas,
-        "eta": eta, "seed": seed, "image": init_image, "strength": strength, "size": size, "dtype": check_dtype(dtype),
-    }  # fmt: skip
-    given = {name: value for name, value in given.items() if value is not None}
-    parse_size(size)
+    given = given_settings(locals())
     axes = [parse_axis(flag, text) for flag, text in (("-x", x), ("-y", y), ("-z", z)) if text is not None]
     check_axes(axes, given)
-    replaced = next((axis.flag for axis in axes if axis.name == "prompt"), None)
-    if prompt is None and replaced is None:
+    axis_flag = next((axis.flag for axis in axes if axis.name == "prompt"), None)
+    if prompt is None and axis_flag is None:
         raise ValueError("no prompt: give PROMPT, or the axis 'prompt'")
-    if prompt is not None and replaced is not None:
-        say(f"prompt {prompt!r} is not drawn: {replaced} prompt replaces it")
+    if prompt is not None and axis_flag is not None:
+        say(f"prompt {prompt!r} is not drawn: {axis_flag} prompt replaces it")
     if not any(axis.name == "seed" for axis in axes):
         if resume and seed is None:
-            raise ValueError("--resume knows cells by their settings: give the --seed that they were drawn with")
+            raise ValueError("--resume identifies cells by their settings: give the --seed that they were drawn with")
         given.setdefault("seed", secrets.randbelow(2**32))
     from t2i.cli.grid_run import Plot, run
 

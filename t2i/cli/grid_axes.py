@@ -1,4 +1,4 @@
-"""The axes of a sheet: a setting and its values, as words of the command line."""
+"""The axes of a grid: a setting and its values, as words of the command line."""
 
 import csv
 import math
@@ -6,7 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-DEFAULT = "default"  # a value: what the model has
+from t2i.errors import ConfigError
+from t2i.pipeline.settings import SETTINGS, Number, Setting
+
+DEFAULT = "default"  # the value that stands for the model's default
 
 
 def _whole(text: str) -> int:
@@ -26,28 +29,21 @@ def _number(text: str) -> float:
     return value
 
 
-# Every axis with what reads a value of it; the words are those of `t2i generate`'s settings.
-AXES: dict[str, Callable[[str], Any]] = {
-    "cfg": _number,
-    "steps": _whole,
-    "solver": str,
-    "spacing": str,
-    "sigmas": str,
-    "eta": _number,
-    "seed": _whole,
-    "strength": _number,
-    "guidance_rescale": _number,
-    "clip_skip": _whole,
-    "negative": str,
-    "prompt": str,
-}
+def _reader(setting: Setting) -> Callable[[str], Any]:
+    """Returns what reads a value of an axis from the command line."""
+    if isinstance(setting.check, Number):
+        return _whole if setting.check.whole else _number
+    return str
+
+
+AXES = {name: _reader(setting) for name, setting in SETTINGS.items() if setting.axis}
 TEXTS = ("prompt", "negative")
 NO_DEFAULT = ("prompt", "negative", "seed")
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A setting and its values, as they were written and as the pipeline takes them; None is the model's own."""
+    """A setting and its values, as they were written and as the pipeline takes them; None is the model's default."""
 
     flag: str
     name: str
@@ -56,27 +52,29 @@ class Axis:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What stands beside the pictures."""
+        """The labels beside the images."""
         return tuple(f"{self.name} = {value}" for value in self.written)
 
 
 def parse_axis(flag: str, text: str) -> Axis:
-    """The axis of "name=value,value"; values are split at | where there is one, and quoted as in CSV."""
-    name, equals, rest = text.partition("=")
+    """Returns the axis of "name=value,value"; values are split at | where there is one, and quoted as in CSV."""
+    name, equals, values_text = text.partition("=")
     name = name.strip()
     allowed = ", ".join(AXES)
     if name == "size":
-        raise ValueError(f"{flag} size: the pictures of a sheet have one size, give it by --size; axes are {allowed}")
+        raise ValueError(f"{flag} size: the images of a grid have one size, give it by --size; axes are {allowed}")
     if not equals or name not in AXES:
-        raise ValueError(f"{flag} {text!r}: {name!r} is no axis; give AXIS=VALUE,VALUE with AXIS one of {allowed}")
-    delimiter = "|" if "|" in rest else ","
+        raise ValueError(f"{flag} {text!r}: {name!r} is not an axis; give AXIS=VALUE,VALUE with AXIS one of {allowed}")
+    delimiter = "|" if "|" in values_text else ","
     try:
-        rows = list(csv.reader([rest], delimiter=delimiter, skipinitialspace=True, strict=True))
+        rows = list(csv.reader([values_text], delimiter=delimiter, skipinitialspace=True, strict=True))
     except csv.Error as error:
-        raise ValueError(f'{flag} {name}: {rest!r} is not a list of values ({error}); quote as in a,"b, c"') from None
+        raise ValueError(
+            f'{flag} {name}: {values_text!r} is not a list of values ({error}); quote as in a,"b, c"'
+        ) from None
     written = [value.strip() for row in rows for value in row]
     if not written or ("" in written and name not in TEXTS):
-        raise ValueError(f"{flag} {name}: {rest!r} has an empty value; give for example {name}=a,b")
+        raise ValueError(f"{flag} {name}: {values_text!r} has an empty value; give for example {name}=a,b")
     values = []
     for value in written:
         try:
@@ -87,7 +85,7 @@ def parse_axis(flag: str, text: str) -> Axis:
 
 
 def check_axes(axes: list[Axis], given: dict[str, Any]) -> None:
-    """Refuse what is said twice, what begins nowhere, and a sheet of nothing."""
+    """Raises ValueError for a setting that is given twice, a strength without an image, and a grid without an axis."""
     if not axes:
         raise ValueError(f"no axis: give -x AXIS=VALUE,VALUE, with AXIS one of {', '.join(AXES)}")
     names = [axis.name for axis in axes]
@@ -95,7 +93,7 @@ def check_axes(axes: list[Axis], given: dict[str, Any]) -> None:
         if names.count(axis.name) > 1:
             raise ValueError(f"the axis {axis.name} is given {names.count(axis.name)} times: give it once")
         if axis.name in given:
-            flag = "--" + axis.name.replace("_", "-")
+            flag = SETTINGS[axis.name].flag
             raise ValueError(f"{flag} and {axis.flag} {axis.name} are both given: leave one of them out")
     if "image" not in given and ("strength" in names or "strength" in given):
-        raise ValueError("strength is how little is left of a picture to begin from: give --init-image FILE")
+        raise ConfigError("image", "needed where strength is given: give --init-image FILE")

@@ -7,8 +7,9 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor
 
-from t2i.diffusion.prediction import Prediction
+from t2i.diffusion.prediction import AfterStep, Prediction, unchanged
 from t2i.diffusion.schedule import Level
+from t2i.errors import ConfigError
 
 
 def sample(
@@ -17,10 +18,11 @@ def sample(
     levels: Sequence[Level],
     noise: Sequence[Tensor] = (),
     eta: float = 0.0,
+    after_step: AfterStep = unchanged,
 ) -> Iterator[Tensor]:
     """Yields x after each step of eq. 12 with the sigma of eq. 16; `noise` holds one tensor per step if eta > 0."""
     if not 0 <= eta <= 1:
-        raise ValueError(f"eta = {eta} is not in 0..1 (0: deterministic, 1: as noisy as DDPM)")
+        raise ConfigError("eta", "not in 0..1 (0: deterministic, 1: as noisy as DDPM)", eta)
     for i, (t, s) in enumerate(pairwise(levels)):
         ratio = (1 - (t.alpha / s.alpha) ** 2) / t.sigma**2
         sigma = eta * s.sigma * math.sqrt(ratio)
@@ -29,4 +31,5 @@ def sample(
         x = s.alpha * x0 + s.sigma * math.sqrt(max(0.0, 1 - eta**2 * ratio)) * eps
         if eta > 0:
             x = x + sigma * noise[i]
+        x = after_step(x, s)
         yield x

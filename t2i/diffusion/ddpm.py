@@ -7,7 +7,7 @@ from itertools import pairwise
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from t2i.diffusion.prediction import Prediction, target
+from t2i.diffusion.prediction import AfterStep, Prediction, target, unchanged
 from t2i.diffusion.schedule import Level, Schedule
 
 VARIANCES = ("beta", "beta_tilde", "zero")
@@ -53,6 +53,7 @@ def sample(
     levels: Sequence[Level],
     noise: Sequence[Tensor],
     variance: str = "beta_tilde",
+    after_step: AfterStep = unchanged,
 ) -> Iterator[Tensor]:
     """Yields x after each step of Algorithm 2; `noise` holds z for every step but the last, where z = 0."""
     if variance not in VARIANCES:
@@ -66,4 +67,5 @@ def sample(
         # Where alpha_t = 0 (zero terminal SNR) the paper's line is 0 / 0; its limit is the mean of q(x_s | x_0).
         mean = (x - beta_t / t.sigma * eps) / math.sqrt(alpha_t) if alpha_t > 0 else s.alpha * x0
         x = mean + sigma_t * z
+        x = after_step(x, s)
         yield x

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from t2i.diffusion.euler import ancestral
-from t2i.diffusion.prediction import Prediction
+from t2i.diffusion.prediction import AfterStep, Prediction, unchanged
 from t2i.diffusion.schedule import Level
 
 
@@ -17,6 +17,7 @@ def sample_2m(
     x: Float[Tensor, "b *d"],
     levels: Sequence[Level],
     noise: Sequence[Tensor] = (),
+    after_step: AfterStep = unchanged,
 ) -> Iterator[Tensor]:
     """Yields x after each step of DPM-Solver++(2M) (Algorithm 2); the first and the last step are of first order."""
     assert not noise, "DPM-Solver++(2M) is deterministic"
@@ -34,6 +35,7 @@ def sample_2m(
             D = x0 + h / (2 * h_previous) * (x0 - previous)
         x = s.sigma / t.sigma * x - s.alpha * math.expm1(-h) * D
         previous = x0
+        x = after_step(x, s)
         yield x
 
 
@@ -42,6 +44,7 @@ def sample_2m_sde(
     x: Float[Tensor, "b *d"],
     levels: Sequence[Level],
     noise: Sequence[Tensor],
+    after_step: AfterStep = unchanged,
 ) -> Iterator[Tensor]:
     """Yields x after each step of SDE-DPM-Solver++(2M); `noise` holds one tensor per step, the last one unused."""
     n = len(levels) - 1
@@ -57,6 +60,7 @@ def sample_2m_sde(
         fresh = -math.expm1(-2 * h)
         x = s.sigma / t.sigma * math.exp(-h) * x + s.alpha * fresh * D + s.sigma * math.sqrt(fresh) * noise[i]
         previous = x0
+        x = after_step(x, s)
         yield x
 
 
@@ -65,6 +69,7 @@ def sample_2s_ancestral(
     x: Float[Tensor, "b *d"],
     levels: Sequence[Level],
     noise: Sequence[Tensor],
+    after_step: AfterStep = unchanged,
 ) -> Iterator[Tensor]:
     """Yields x after each step of DPM-Solver++(2S) (Algorithm 1, r = 1/2) to the ancestral level below s, then noise.
 
@@ -80,4 +85,5 @@ def sample_2s_ancestral(
             x = s.alpha * (down / t.ratio * x / t.alpha + (1 - down / t.ratio) * x0 + up * z)
         else:
             x = s.alpha * (x0 + up * z)
+        x = after_step(x, s)
         yield x

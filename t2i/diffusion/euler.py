@@ -7,7 +7,7 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor
 
-from t2i.diffusion.prediction import Prediction
+from t2i.diffusion.prediction import AfterStep, Prediction, unchanged
 from t2i.diffusion.schedule import Level
 
 
@@ -21,11 +21,13 @@ def sample(
     x: Float[Tensor, "b *d"],
     levels: Sequence[Level],
     noise: Sequence[Tensor] = (),
+    after_step: AfterStep = unchanged,
 ) -> Iterator[Tensor]:
     """Yields x after each step of 2206.00364, Algorithm 1 without its correction; the step equals DDIM's."""
     assert not noise, "Euler's method is deterministic"
     for t, s in pairwise(levels):
         x = step(predict(x, t), s)
+        x = after_step(x, s)
         yield x
 
 
@@ -40,10 +42,12 @@ def sample_ancestral(
     x: Float[Tensor, "b *d"],
     levels: Sequence[Level],
     noise: Sequence[Tensor],
+    after_step: AfterStep = unchanged,
 ) -> Iterator[Tensor]:
     """Yields x after each Euler step down and noise up to s; `noise` holds one tensor per step."""
     for (t, s), z in zip(pairwise(levels), noise, strict=True):
         down, up = ancestral(t, s)
         x0, eps = predict(x, t)
         x = s.alpha * (x0 + down * eps + up * z)
+        x = after_step(x, s)
         yield x

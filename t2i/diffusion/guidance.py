@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from t2i.conditioning import Conditioning
+from t2i.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,15 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale >= 0):
-            raise ValueError(f"guidance_scale = {self.scale} must be a number >= 0; 1 is no guidance")
+            raise ConfigError("guidance_scale", "must be a number >= 0; 1 is no guidance", self.scale)
         if not 0 <= self.rescale <= 1:
-            raise ValueError(f"guidance_rescale = {self.rescale} is not in 0..1 (0: off; the paper takes 0.7)")
+            raise ConfigError("guidance_rescale", "not in 0..1 (0: off; the paper takes 0.7)", self.rescale)
         low, high = self.interval
         if not 0 <= low < high <= 1:
-            raise ValueError(
-                f"guidance_interval = {low}, {high}: shares of the noise levels, 0 <= LO < HI <= 1, are needed "
-                "(0 is the picture, 1 pure noise)"
+            raise ConfigError(
+                "guidance_interval",
+                "fractions of the noise levels, 0 <= LO < HI <= 1, are needed (0 is the image, 1 pure noise)",
+                self.interval,
             )
 
 

@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from t2i.diffusion.euler import step
-from t2i.diffusion.prediction import Prediction
+from t2i.diffusion.prediction import AfterStep, Prediction, unchanged
 from t2i.diffusion.schedule import Level
+from t2i.errors import ConfigError
 
 
 def sample(
@@ -17,11 +18,13 @@ def sample(
     x: Float[Tensor, "b *d"],
     levels: Sequence[Level],
     noise: Sequence[Tensor] = (),
+    after_step: AfterStep = unchanged,
 ) -> Iterator[Tensor]:
     """Yields x after each step of Algorithm 1; two network calls per step, one in the last."""
     assert not noise, "Heun's method is deterministic"
     for t, s in pairwise(levels):
         x = _step(predict, x, t, s)
+        x = after_step(x, s)
         yield x
 
 
@@ -32,6 +35,7 @@ def sample_edm(
     noise: Sequence[Tensor] = (),
     eta: float = 0.0,
     at: Callable[[float], Level] | None = None,
+    after_step: AfterStep = unchanged,
 ) -> Iterator[Tensor]:
     """Yields x after each step of Algorithm 2; `noise` holds one tensor per step if eta > 0.
 
@@ -39,7 +43,7 @@ def sample_edm(
     S_noise = 1. `at` returns the level with a given sigma / alpha.
     """
     if not 0 <= eta <= 1:
-        raise ValueError(f"eta = {eta} is not in 0..1 (0: no churn, 1: S_churn = 40)")
+        raise ConfigError("eta", "not in 0..1 (0: no churn, 1: S_churn = 40)", eta)
     gamma = min(40 * eta / (len(levels) - 1), math.sqrt(2) - 1)
     for i, (t, s) in enumerate(pairwise(levels)):
         if gamma > 0 and (1 + gamma) * t.ratio <= levels[0].ratio:
@@ -48,6 +52,7 @@ def sample_edm(
             x = raised.alpha * (x / t.alpha + math.sqrt(raised.ratio**2 - t.ratio**2) * noise[i])
             t = raised
         x = _step(predict, x, t, s)
+        x = after_step(x, s)
         yield x
 
 

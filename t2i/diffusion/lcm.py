@@ -7,7 +7,7 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor
 
-from t2i.diffusion.prediction import Prediction
+from t2i.diffusion.prediction import AfterStep, Prediction, unchanged
 from t2i.diffusion.schedule import Level
 
 SIGMA_DATA = 0.5
@@ -19,6 +19,7 @@ def sample(
     x: Float[Tensor, "b *d"],
     levels: Sequence[Level],
     noise: Sequence[Tensor],
+    after_step: AfterStep = unchanged,
 ) -> Iterator[Tensor]:
     """Yields x after each step of Algorithm 3; `noise` holds z for every step but the last.
 
@@ -30,4 +31,5 @@ def sample(
         c_out = scaled / math.hypot(scaled, SIGMA_DATA)
         f = c_skip * x + c_out * predict(x, t).x0
         x = s.alpha * f + s.sigma * z
+        x = after_step(x, s)
         yield x

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from t2i.diffusion.euler import step
-from t2i.diffusion.prediction import Prediction
+from t2i.diffusion.prediction import AfterStep, Prediction, unchanged
 from t2i.diffusion.schedule import Level
 
 # 2202.09778, eq. 12 and its lower orders: the weights of eps, newest first.
@@ -25,6 +25,7 @@ def sample_lms(
     x: Float[Tensor, "b *d"],
     levels: Sequence[Level],
     noise: Sequence[Tensor] = (),
+    after_step: AfterStep = unchanged,
 ) -> Iterator[Tensor]:
     """Yields x after each step of d(x / alpha) / d(sigma / alpha) = eps (2206.00364, eq. 3), with a cubic for eps.
 
@@ -42,6 +43,7 @@ def sample_lms(
             weights = _integrals([ratio for ratio, _ in past], s.ratio)
             for weight, (_, eps) in zip(weights[1:], past[1:], strict=True):
                 x = x + s.alpha * weight * (eps - now.eps)
+        x = after_step(x, s)
         yield x
 
 
@@ -61,6 +63,7 @@ def sample_plms(
     x: Float[Tensor, "b *d"],
     levels: Sequence[Level],
     noise: Sequence[Tensor] = (),
+    after_step: AfterStep = unchanged,
 ) -> Iterator[Tensor]:
     """Yields x after each step of the pseudo linear multistep method (2202.09778), started as in Stable Diffusion.
 
@@ -82,4 +85,5 @@ def sample_plms(
             weights = _ADAMS_BASHFORTH[len(past) - 1]
             for weight, eps in zip(weights[1:], past[1:], strict=True):
                 x = x + s.alpha * (s.ratio - t.ratio) * weight * (eps - now.eps)
+        x = after_step(x, s)
         yield x

@@ -1,5 +1,6 @@
 """Prediction types, the meaning of the network's output: eps, x_0 or v, and the conversion to x_0 and eps."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxtyping import Float
@@ -8,6 +9,14 @@ from torch import Tensor
 from t2i.diffusion.schedule import Level, Schedule
 
 KINDS = ("epsilon", "v_prediction", "sample")
+# Every solver calls it as (x, level) after each step and goes on from the x that it returns: inpainting restores what
+# is kept, a callback of a user's may change the latents.
+AfterStep = Callable[[Tensor, Level], Tensor]
+
+
+def unchanged(x: Tensor, level: Level) -> Tensor:
+    """Returns x: the solver goes on from its own result."""
+    return x
 
 
 class Prediction(NamedTuple):

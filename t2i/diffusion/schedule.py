@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from t2i.diffusion.names import SIGMAS, SPACINGS
+from t2i.errors import ConfigError
+
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "cosine")
-SPACINGS = ("leading", "linspace", "trailing")
-SIGMAS = ("karras", "exponential")
 GRIDS = ("whole", "real", "inner", "table", "lcm")
 LCM_STEPS = 50  # the timesteps of consistency distillation
 EDM_SIGMA_MAX = 80.0  # of 2206.00364: beyond it x of a schedule that ends in (nearly) pure noise is only noise
@@ -184,13 +185,13 @@ def levels(
     """
     T = schedule.T
     if not 1 <= n <= T:
-        raise ValueError(f"num_inference_steps = {n} is not in 1..{T}, the schedule's num_train_timesteps = {T}")
+        raise ConfigError("num_inference_steps", f"not in 1..{T}, the schedule's num_train_timesteps = {T}", n)
     if spacing not in SPACINGS:
-        raise ValueError(f"spacing (timestep_spacing) = {spacing!r} is unknown: choose one of {', '.join(SPACINGS)}")
+        raise ConfigError("spacing", f"unknown timestep_spacing; choose one of {', '.join(SPACINGS)}", spacing)
     if offset < 0 or end not in (0, 1):
         raise ValueError(f"steps_offset = {offset}, end = {end}: steps_offset must be >= 0 and end 0 or 1")
     if sigmas is not None and sigmas not in SIGMAS:
-        raise ValueError(f"sigmas = {sigmas!r} is unknown: choose one of {', '.join(SIGMAS)}")
+        raise ConfigError("sigmas", f"unknown; choose one of {', '.join(SIGMAS)}", sigmas)
     assert grid in GRIDS
     last = schedule.level(end)
     walk = [schedule.level(t) for t in _timesteps(T, n, spacing, offset, grid)]
@@ -198,9 +199,10 @@ def levels(
         walk = _on_curve(schedule, walk, sigmas, grid)
     walk = [level for level in walk if level.ratio > last.ratio * (1 + 1e-9)]
     if not walk:
-        raise ValueError(
-            f"num_inference_steps = {n}, timestep_spacing = {spacing!r}: the list starts at t = 1 and ends there; "
-            "ask for more steps, or choose 'trailing'"
+        raise ConfigError(
+            "num_inference_steps",
+            f"with timestep_spacing = {spacing!r} the list starts and ends at t = 1; take more steps, or 'trailing'",
+            n,
         )
     return [*walk, last]
 
@@ -210,7 +212,7 @@ def _timesteps(T: int, n: int, spacing: str, offset: int, grid: str) -> list[flo
     if grid == "lcm":
         known = min(LCM_STEPS, T)
         if n > known:
-            raise ValueError(f"num_inference_steps = {n}: a latent consistency model takes at most {known}")
+            raise ConfigError("num_inference_steps", f"a latent consistency model takes at most {known}", n)
         return [T // known * (known - math.floor(i * (known / n))) for i in range(n)]
     points = n + 1 if grid == "inner" and n < T else n
     if grid == "table" or (spacing == "linspace" and grid == "real"):

@@ -7,7 +7,7 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor
 
-from t2i.diffusion.prediction import Prediction
+from t2i.diffusion.prediction import AfterStep, Prediction, unchanged
 from t2i.diffusion.schedule import Level
 
 
@@ -16,6 +16,7 @@ def sample(
     x: Float[Tensor, "b *d"],
     levels: Sequence[Level],
     noise: Sequence[Tensor] = (),
+    after_step: AfterStep = unchanged,
 ) -> Iterator[Tensor]:
     """Yields x after each step of UniPC-2 for x_0 with B_2(h) = e^h - 1; the first and last steps are of first order.
 
@@ -30,6 +31,7 @@ def sample(
         past = [(t, x0), *past[:1]]
         before, order = x, min(2, i + 1, len(levels) - 1 - i)
         x = _predict(x, s, past[:order])
+        x = after_step(x, s)
         yield x
 
 

@@ -17,8 +17,8 @@ from t2i.diffusion import bound
 from t2i.diffusion.ddpm import q_sample
 from t2i.diffusion.prediction import to_prediction
 from t2i.diffusion.schedule import Schedule
+from t2i.generator.kv_cache import cached_text
 from t2i.generator.latent_diffusion import LatentDiffusion
-from t2i.generator.prepared import remember_text
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ def measure(
 
 
 def _network(unet: Any, dtype: torch.dtype) -> Callable[..., Tensor]:
-    cached = remember_text(unet)
-    return lambda x, t, cond: cached(x.to(dtype), t, cond).to(x.dtype)
+    network_for = cached_text(unet)
+    return lambda x, t, cond: network_for(cond)(x.to(dtype), t, cond).to(x.dtype)
 
 
 def _loss(

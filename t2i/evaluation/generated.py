@@ -22,8 +22,8 @@ from t2i.evaluation.protocol import prompts_hash
 from t2i.evaluation.reference import ReferenceImages, open_reference
 from t2i.evaluation.store import Arrays, Store, Task, digest
 from t2i.pipeline import Pipeline, Request
-from t2i.pipeline.job import Job
 from t2i.pipeline.outputs import METADATA
+from t2i.pipeline.resolved import PreparedRequest
 from t2i.text.base import TextEncoder
 from t2i.text.tokenizer import tokenize
 
@@ -85,11 +85,11 @@ class ModelSamples:
         for scale in guidances:
             resolved = pipeline.resolve(self._request(["a"], [0], scale))
         self.guidances = tuple(dict.fromkeys(guidances))
-        self.solver, self.steps, self.size = resolved.solver, resolved.steps, (resolved.width, resolved.height)
+        self.solver, self.steps, self.size = resolved.plan.solver, resolved.steps, (resolved.width, resolved.height)
         self.prompts: list[str] = []
         self.extra: dict[str, list[str]] = {}
         self.all_prompts: list[str] = []  # the prompt of each image, those of `extra` included
-        self._last: tuple[range, Job] | None = None
+        self._last: tuple[range, PreparedRequest] | None = None
 
     def _request(self, prompts: Sequence[str], rows: Sequence[int], guidance: float) -> Request:
         width, height = self.sampling.size or (None, None)
@@ -98,7 +98,7 @@ class ModelSamples:
             h, w = (side // self.pipeline.autoencoder.factor for side in (self.pipeline.default_size() or (0, 0)))
             latents = self.noise(rows, (self.pipeline.generator.unet.config.out_channels, h, w))
         return Request(
-            prompts=list(prompts),
+            prompt=list(prompts),
             seeds=[self.sampling.seed + i for i in rows],
             latents=latents,
             guidance_scale=guidance,

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from t2i.conditioning import Conditioning
 from t2i.data.transforms import to_pixels
 from t2i.diffusion import ddim, ddpm
 from t2i.diffusion.guidance import guided
@@ -28,9 +29,9 @@ from t2i.evaluation.protocol import Protocol, prompts_hash
 from t2i.evaluation.reference import ReferenceImages
 from t2i.evaluation.rows import Row
 from t2i.evaluation.store import Arrays, Task, digest, fill, is_main_rank
-from t2i.generator.prepared import remember_text
+from t2i.generator.kv_cache import cached_text
 from t2i.pipeline import Pipeline, Request
-from t2i.pipeline.job import Job
+from t2i.pipeline.resolved import PreparedRequest
 
 WAYS = {
     "beta": "sigma^2 = beta",
@@ -84,12 +85,12 @@ def variance_rows(subject: ModelSamples, evaluation: Evaluation, quiet: bool = F
     return rows
 
 
-def prepare(subject: ModelSamples) -> Job:
+def prepare(subject: ModelSamples) -> PreparedRequest:
     """Returns the levels and noise of Algorithm 2, and the encoded texts, for all of the subject's prompts."""
     pipeline, sampling = subject.pipeline, subject.sampling
     width, height = sampling.size or (None, None)
     request = Request(
-        prompts=subject.prompts,
+        prompt=subject.prompts,
         num_inference_steps=pipeline.generator.schedule.T if sampling.steps is None else sampling.steps,
         guidance_scale=subject.guidances[0],
         solver="ddpm",
@@ -101,7 +102,7 @@ def prepare(subject: ModelSamples) -> Job:
     return pipeline.prepare(request)
 
 
-def _task(subject: ModelSamples, job: Job, way: str, part: range) -> Task:
+def _task(subject: ModelSamples, job: PreparedRequest, way: str, part: range) -> Task:
     prompts, seeds = [subject.prompts[i] for i in part], [subject.sampling.seed + i for i in part]
     where = (subject.dtype, subject.pipeline.device.type)
     key = digest(subject.fingerprint, prompts, seeds, job.guidance.scale, job.steps, list(subject.size), way, *where)
@@ -116,15 +117,21 @@ def _task(subject: ModelSamples, job: Job, way: str, part: range) -> Task:
 
 
 @torch.no_grad()
-def sample(pipeline: Pipeline, job: Job, way: str, first: int, last: int) -> Iterator[Float[Tensor, "b c h w"]]:
+def sample(
+    pipeline: Pipeline, job: PreparedRequest, way: str, first: int, last: int
+) -> Iterator[Float[Tensor, "b c h w"]]:
     """Samples images `first` to `last` of the job with one of the variances; yields the latents after each step."""
     generator, device = pipeline.generator, pipeline.device
     dtype, T = next(generator.unet.parameters()).dtype, generator.schedule.T
-    unet, rows = remember_text(generator.unet), torch.arange(first, last) // job.copies
+    network_for, rows = cached_text(generator.unet), torch.arange(first, last) // job.copies
     cond, uncond = (
-        job.texts.states[index[rows].to(device)].to(dtype=dtype) for index in (job.texts.rows, job.texts.null_rows)
+        job.texts.states[index[rows].to(device)].to(dtype=dtype) for index in (job.texts.rows, job.texts.uncond_rows)
     )
-    output = guided(lambda x, t, cond: unet(x.to(dtype), t - 1, cond).to(x.dtype), cond, uncond, job.guidance)
+
+    def network(x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        return network_for(cond)(x.to(dtype), t - 1, cond).to(x.dtype)
+
+    output = guided(network, cond, uncond, job.guidance)
 
     def predict(x: Tensor, level: Level) -> Prediction:
         t = torch.full(x.shape[:1], level.t, device=x.device)
@@ -133,9 +140,9 @@ def sample(pipeline: Pipeline, job: Job, way: str, first: int, last: int) -> Ite
     drawn = job.noise(first, last)
     start = drawn.start.to(device)
     if way == "ddim":
-        yield from ddim.sample(predict, start, generator.levels(job.steps, "ddim"))
+        yield from ddim.sample(predict, start, generator.plan(job.steps, "ddim").levels)
     else:
-        yield from ddpm.sample(predict, start, job.levels, [z.to(device) for z in drawn.steps], variance=way)
+        yield from ddpm.sample(predict, start, job.plan.levels, [z.to(device) for z in drawn.steps], variance=way)
 
 
 class Samples:

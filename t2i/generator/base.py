@@ -1,6 +1,7 @@
 """The interface of a generator: a loss and a way to sample, both on codes. It sees neither prompts nor pixels."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -9,9 +10,44 @@ from torch import Tensor, nn
 
 from t2i.conditioning import Conditioning
 from t2i.diffusion.guidance import Guidance
+from t2i.diffusion.prediction import AfterStep
+from t2i.diffusion.schedule import Level
+from t2i.diffusion.solvers import find_solver
+from t2i.errors import ConfigError
 
-Callback = Callable[[int, Tensor], None]  # (steps done, latents so far)
 Draws = dict[str, Tensor]  # the randomness of training samples by name, the first dimension the sample
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """The steps of a sampling run: `solver` walks from levels[0] to levels[-1].
+
+    With `start` None, x is pure noise, which the run multiplies by `noise_scale` first; otherwise `start` steps are
+    skipped and x lies on levels[0] already.
+    """
+
+    solver: str
+    levels: list[Level]
+    eta: float = 0.0
+    noise_scale: float = 1.0
+    start: int | None = None
+
+    @property
+    def timesteps(self) -> list[int]:
+        """The timestep at which each step begins, counted from 0 as in diffusers."""
+        return [int(level.t) - 1 for level in self.levels[:-1]]
+
+    @property
+    def noise_count(self) -> int:
+        """The number of noise tensors, shaped like x, that the steps take."""
+        return find_solver(self.solver).draws(len(self.levels) - 1, self.eta)
+
+    def starting_at(self, start: int) -> "SamplingPlan":
+        """Returns the plan without its first `start` steps, for an x that lies on the level that they lead to."""
+        steps = len(self.levels) - 1
+        if not 0 <= start < steps:
+            raise ConfigError("start", f"not in 0..{steps - 1}, the steps of {steps} that can be skipped", start)
+        return replace(self, levels=self.levels[start:], start=start)
 
 
 @runtime_checkable
@@ -31,23 +67,21 @@ class Generator(Protocol):
         """Returns the loss of each sample; `network` is the trained network in its training wrapper."""
         ...
 
+    def plan(self, steps: int, solver: str, *, eta: float, spacing: str | None, sigmas: str | None) -> SamplingPlan:
+        """Returns the steps of a sampling run, computed once for all images of a request."""
+        ...
+
     def sample(
         self,
-        latents: Float[Tensor, "b c h w"],
+        x: Float[Tensor, "b c h w"],
         cond: Conditioning,
-        null: Conditioning,
-        *,
-        solver: str,
-        steps: int,
+        uncond: Conditioning,
+        plan: SamplingPlan,
         guidance: float | Guidance,
-        eta: float,
         noise: Sequence[Tensor],
-        callback: Callback | None,
-        spacing: str | None = None,
-        sigmas: str | None = None,
-        start: int | None = None,
+        after_step: AfterStep,
     ) -> Float[Tensor, "b c h w"]:
-        """Latents of pictures from `latents` of pure noise, or on the level that is left after `start` steps."""
+        """Returns the latents of images from `x`: pure noise, or latents on plan.levels[0] if the plan has a start."""
         ...
 
 

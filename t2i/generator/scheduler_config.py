@@ -1,15 +1,16 @@
-"""`scheduler/scheduler_config.json`: the noise schedule, what the network predicts and where sampling steps."""
+"""`scheduler/scheduler_config.json`: the noise schedule, the prediction type and the timesteps of each solver."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from t2i.component import ComponentConfig
+from t2i.diffusion.names import SOLVER_OF_CLASS
 from t2i.diffusion.schedule import Schedule, make_schedule
 from t2i.files import atomic_folder, read_json, write_json
 
-# What each class of the family assumes where a key is absent. Not what Stable Diffusion uses: its files say so.
+# The defaults of diffusers' classes for absent keys. They are not Stable Diffusion's values, which its files hold.
 _COMMON: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
@@ -121,19 +122,44 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
         "timestep_scaling": 10.0,
     },
 }
-SOLVER_OF = {
-    "DDIMScheduler": "ddim",
-    "DDPMScheduler": "ddpm",
-    "PNDMScheduler": "plms",
-    "EulerDiscreteScheduler": "euler",
-    "EulerAncestralDiscreteScheduler": "euler-a",
-    "HeunDiscreteScheduler": "heun",
-    "LMSDiscreteScheduler": "lms",
-    "DPMSolverMultistepScheduler": "dpm++2m",
-    "UniPCMultistepScheduler": "unipc",
-    "LCMScheduler": "lcm",
+
+
+class FolderRules(NamedTuple):
+    """How a solver reads a folder's keys: as the diffusers class of its name does.
+
+    `grid` and `scaled` are what the class makes of the timesteps and of the first noise (its init_noise_sigma);
+    `spacing` and `end` are what it takes where the folder lacks `timestep_spacing` and `set_alpha_to_one`.
+    """
+
+    grid: str = "real"  # of `levels`
+    spacing: str = "linspace"
+    end: int | None = None  # None: the class has no `set_alpha_to_one`
+    takes_sigmas: bool = True  # whether the class knows use_karras_sigmas and use_exponential_sigmas
+    sigmas: str | None = None  # the solver's own curve
+    scaled: bool = False  # sampling starts from sigma times the noise, unless the spacing is leading
+
+    @property
+    def fixed_timesteps(self) -> bool:
+        """True if the solver fixes its own timesteps and ignores the spacing."""
+        return self.grid in ("lcm", "table")
+
+
+FOLDER_RULES = {
+    "ddpm": FolderRules("whole", "leading", takes_sigmas=False),
+    "ddim": FolderRules("whole", "leading", end=0, takes_sigmas=False),
+    "euler": FolderRules(scaled=True),
+    "euler-a": FolderRules(takes_sigmas=False, scaled=True),
+    "heun": FolderRules(scaled=True),
+    "edm-heun": FolderRules("table", takes_sigmas=False, sigmas="karras", scaled=True),
+    "lms": FolderRules(scaled=True),
+    "plms": FolderRules("whole", "leading", end=1, takes_sigmas=False),
+    "dpm++2m": FolderRules("inner"),
+    "dpm++2m-sde": FolderRules("inner"),
+    "dpm++2s": FolderRules(takes_sigmas=False, scaled=True),
+    "unipc": FolderRules("inner"),
+    "lcm": FolderRules("lcm", "leading", takes_sigmas=False),
 }
-# What we run of the keys that change the numbers; any other value is refused.
+# The supported values of the keys that change the numbers; any other value is refused.
 ONLY: dict[str, tuple[Any, ...]] = {
     "clip_sample": (False,),
     "thresholding": (False,),
@@ -164,10 +190,10 @@ ONLY: dict[str, tuple[Any, ...]] = {
 
 
 class SchedulerConfig(ComponentConfig):
-    """The keys of `DDIMScheduler`, which is what a folder of ours says.
+    """The keys of `DDIMScheduler`, which our folders hold.
 
-    What else the folder read says: `solver`, its class; `sigmas`, its curve, for the solvers whose class takes one;
-    `absent`, keys that it lacks, for which another class takes its own default (the family's `from_config`).
+    More is read of other folders: `solver`, by their class; `sigmas`, their curve, for the solvers whose class takes
+    one; `absent`, the keys that they lack, for which each class has its own default (diffusers' `from_config`).
     """
 
     num_train_timesteps: int = Field(default=1000, gt=0, le=100_000)
@@ -209,18 +235,18 @@ class SchedulerConfig(ComponentConfig):
 
     @classmethod
     def load(cls, folder: str | Path) -> "SchedulerConfig":
-        """The config in `folder/scheduler_config.json`, whichever of the family's classes wrote it."""
+        """Returns the config in `folder/scheduler_config.json`, whichever of diffusers' classes wrote it."""
         path = Path(folder) / "scheduler_config.json"
         return cls.parse(read_json(path), str(path))
 
     @classmethod
     def parse(cls, values: dict[str, Any], where: str) -> "SchedulerConfig":
-        """The config in `values`; an absent key is what the class named in `_class_name` takes, as in the family."""
+        """Returns the config in `values`; an absent key has the default of the class named in `_class_name`."""
         name = values.get("_class_name", "DDIMScheduler")
         if not isinstance(name, str) or name not in CLASS_DEFAULTS:
             raise ValueError(f"{where}: `_class_name` = {name!r} is not read; one of {', '.join(CLASS_DEFAULTS)} is")
         defaults = CLASS_DEFAULTS[name]
-        # The family ignores a key of another of its classes; a key of none of them is a mistake and stays, to be named.
+        # diffusers ignores a key of another of its classes; a key of none of them is a mistake and stays, to be named.
         # (`set_alpha_to_one` means something only to the solvers whose class has it; for them it carries over.)
         foreign = set().union(*CLASS_DEFAULTS.values()) - set(defaults) - {"set_alpha_to_one"}
         given = {k: v for k, v in values.items() if k not in foreign and not k.startswith("_")}
@@ -228,21 +254,21 @@ class SchedulerConfig(ComponentConfig):
             _check_only(defaults | given)
         except ValueError as error:
             raise ValueError(f"{where}: {error}; {name} takes the default of an absent key") from None
-        own = {k: v for k, v in defaults.items() if k in cls.model_fields}
-        rest = {k: v for k, v in given.items() if k in cls.model_fields or k not in defaults}
+        base = {k: v for k, v in defaults.items() if k in cls.model_fields}
+        values_given = {k: v for k, v in given.items() if k in cls.model_fields or k not in defaults}
         sde = given.get("algorithm_type") == "sde-dpmsolver++"
         read = {
-            "solver": "dpm++2m-sde" if sde else SOLVER_OF[name],
+            "solver": "dpm++2m-sde" if sde else SOLVER_OF_CLASS[name],
             "sigmas": _curve(values, where),
             "clips_elsewhere": "clip_sample" in foreign and values.get("clip_sample", True) is not False,
             "absent": tuple(key for key in ("timestep_spacing", "set_alpha_to_one") if key not in values),
         }
-        return super().parse(own | rest | read, where)
+        return super().parse(base | values_given | read, where)
 
     def save(self, folder: str | Path) -> None:
-        """Write `folder/scheduler_config.json` with every key of `DDIMScheduler`, and the curve of sigmas if any.
+        """Writes `folder/scheduler_config.json` with every key of `DDIMScheduler`, and the curve of sigmas if any.
 
-        With every key there, all solvers share the spacing that is written, as after the family's `save_pretrained`.
+        As no key is absent, all solvers share the spacing that is written, as after diffusers' `save_pretrained`.
         """
         curve = {} if self.sigmas is None else {f"use_{self.sigmas}_sigmas": True}
         values = {"_class_name": "DDIMScheduler"} | self.model_dump(mode="json") | curve
@@ -250,7 +276,7 @@ class SchedulerConfig(ComponentConfig):
             write_json(tmp / "scheduler_config.json", values)
 
     def schedule(self) -> Schedule:
-        """The noise schedule of the paper that these keys describe."""
+        """Returns the noise schedule that these keys describe."""
         return make_schedule(
             self.beta_schedule,
             self.num_train_timesteps,
@@ -262,12 +288,12 @@ class SchedulerConfig(ComponentConfig):
 
     @property
     def end(self) -> int:
-        """Where sampling ends: at t = 0, or one step short of it, as Stable Diffusion's folders ask."""
+        """t at which sampling ends: 0, or 1 for `set_alpha_to_one: false`, as in Stable Diffusion's folders."""
         return 0 if self.set_alpha_to_one else 1
 
 
 def _curve(values: dict[str, Any], where: str) -> Literal["karras", "exponential"] | None:
-    """The curve that `use_karras_sigmas` or `use_exponential_sigmas` asks for, whichever class wrote the key."""
+    """Returns the curve that `use_karras_sigmas` or `use_exponential_sigmas` selects, whichever class wrote the key."""
     karras, exponential = values.get("use_karras_sigmas", False), values.get("use_exponential_sigmas", False)
     if karras and exponential:
         raise ValueError(f"{where}: `use_karras_sigmas` and `use_exponential_sigmas` are both true: one can be")

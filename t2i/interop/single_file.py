@@ -52,15 +52,21 @@ class Checkpoint(NamedTuple):
 
 
 def read_single_file(
-    path: Path, *, config: Path | None = None, prediction: str | None = None, ema: bool = False
+    file_path: Path,
+    *,
+    config: Path | None = None,
+    prediction: str | None = None,
+    ema: bool = False,
+    original: Path | None = None,
 ) -> Checkpoint:
-    """The components in a single file; their configs are of a folder (`config`), its own, or inferred from its shapes.
+    """Returns the components in a single file; their configs are of a folder (`config`), its own, or inferred.
 
     Every key is accounted for: one that neither a component nor the table of ignorable keys explains, a missing or a
-    mis-shaped one is a ValueError that lists them. `ema`: the U-Net's moving average instead of its weights.
+    mis-shaped one is a ValueError that lists them. `ema`: the U-Net's EMA weights instead of its own. `original`: the
+    file that messages name and beside which a .yaml may be, where `file_path` is a temporary copy of its tensors.
     """
-    path = Path(path)
-    with open_single_file(path) as (file, shapes):
+    path = Path(file_path if original is None else original)
+    with open_single_file(Path(file_path)) as (file, shapes):
         refuse_other_families(path, shapes)
         steps = int(file.get_tensor("global_step")) if shapes.get("global_step") in ((), (1,)) else None
         found = resolve(path, shapes, file.metadata() or {}, steps, config=config, prediction=prediction)

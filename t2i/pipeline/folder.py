@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from t2i.autoencoder.kl import AutoencoderKL
 from t2i.component import ComponentConfig, few_tensors, save_weights, weight_files, weight_variants
-from t2i.diffusion.solvers import parse_solver
+from t2i.diffusion.names import parse_solver
 from t2i.files import atomic_folder, read_json, write_json
 from t2i.generator.latent_diffusion import LatentDiffusion
 from t2i.generator.scheduler_config import SchedulerConfig

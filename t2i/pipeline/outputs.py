@@ -1,4 +1,4 @@
-"""Pictures on disk: PNGs that hold their settings, a grid, and `metadata.jsonl`; nothing is ever overwritten."""
+"""Images on disk: PNGs that hold their settings, a grid, and `metadata.jsonl`; nothing is ever overwritten."""
 
 import json
 import re
@@ -19,8 +19,8 @@ MOST_IN_GRID = 64
 _INDEX = re.compile(r"(?:grid-)?(\d{5,})(?:-\d+)?\.png")
 
 
-class Pictures:
-    """A folder of pictures that one request adds to, from the index after the highest there."""
+class ImageFolder:
+    """A folder of images that one request adds to, from the index after the highest in it."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -28,13 +28,13 @@ class Pictures:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.first = self.next = _next_index(self.folder)
         except OSError as error:
-            raise ValueError(f"{folder}: cannot hold pictures ({error.strerror}); give another folder") from None
+            raise ValueError(f"{folder}: cannot hold images ({error.strerror}); give another folder") from None
         self.shown: list[Image.Image] = []
 
-    def add(self, picture: Image.Image, settings: dict[str, Any], *, metadata: bool = True) -> Path:
-        """Write a picture whole, then its line; `settings` has its prompt and its seed.
+    def add(self, image: Image.Image, settings: dict[str, Any], *, metadata: bool = True) -> Path:
+        """Writes an image, then its line; `settings` has its prompt and its seed.
 
-        Without `metadata` they are in the line alone.
+        Without `metadata` the settings are in the line only.
         """
         settings = {"schema_version": SCHEMA, **settings}
         info = PngImagePlugin.PngInfo()
@@ -42,7 +42,7 @@ class Pictures:
             (info.add_itxt if key == OURS else info.add_text)(key, text)
         path = self.folder / f"{self.next:05}-{settings['seed']}.png"
         line = {"file_name": path.name, "text": settings["prompt"], **settings}
-        write_png(path, picture, new=True, pnginfo=info)
+        write_png(path, image, new=True, pnginfo=info)
         try:
             with open(self.folder / METADATA, "a", encoding="utf8") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -50,11 +50,11 @@ class Pictures:
             raise RunFailed(f"{self.folder / METADATA}: not written ({error.strerror})") from None
         self.next += 1
         if len(self.shown) < MOST_IN_GRID:
-            self.shown.append(picture)
+            self.shown.append(image)
         return path
 
     def grid(self) -> Path | None:
-        """Write the first pictures of this request as one; None for a single picture."""
+        """Writes the first images of this request as one; returns None for a single image."""
         if len(self.shown) < 2:
             return None
         path = self.folder / f"grid-{self.first:05}.png"
@@ -63,7 +63,7 @@ class Pictures:
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """The settings inside a PNG of ours, as they were written."""
+    """Returns the settings inside a PNG of t2i, as they were written."""
     texts, _ = read_texts(path, {OURS})
     if OURS not in texts:
         raise ValueError(f"{path}: holds no settings of t2i")

@@ -8,7 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from t2i.config import Section, TrainConfig
 from t2i.data.data_config import DataConfig
-from t2i.diffusion.solvers import find_solver, parse_solver
+from t2i.diffusion.names import parse_solver
+from t2i.diffusion.solvers import find_solver
 from t2i.evaluation.scene_parser import MEANING
 from t2i.generator.scheduler_config import SchedulerConfig
 from t2i.generator.unet_config import UNetConfig

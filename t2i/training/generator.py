@@ -14,7 +14,7 @@ from t2i.config import Section
 from t2i.data.cache import Cache
 from t2i.data.captions import Captions
 from t2i.data.dataset import batch_indices
-from t2i.diffusion.solvers import parse_solver
+from t2i.diffusion.names import parse_solver
 from t2i.errors import ConfigError
 from t2i.generator.base import stack_draws
 from t2i.generator.latent_diffusion import LatentDiffusion

@@ -59,7 +59,7 @@ def test_pictures_with_their_settings(t2i, model, tmp_path):
     )
     assert str(tmp_path).encode() not in (outputs / "00001-41.png").read_bytes()
     expected = Pipeline.from_pretrained(model)(
-        LONG, "blurry", 3, 2, eta=0.5, seeds=43, height=16, width=20
+        LONG, "blurry", num_inference_steps=3, guidance_scale=2, eta=0.5, seeds=43, height=16, width=20
     ).images[0]  # fmt: skip
     with Image.open(outputs / "00003-43.png") as picture:
         assert picture.size == (20, 16)
@@ -110,14 +110,14 @@ def test_guidance_one_says_that_the_negative_prompt_is_ignored(t2i, model):
     ("arguments", "message"),
     [
         ([], "no prompt"),
-        (["x", "--size", "15x16"], "width = 15 is not a multiple of 2"),
-        (["x", "--size", "16"], "--size = '16' is not WxH"),
+        (["x", "--size", "15x16"], "width = 15: not a multiple of 2"),
+        (["x", "--size", "16"], "--size = '16': not WxH"),
         (["x", "--dtype", "int8"], "--dtype = 'int8'"),
-        (["x", "--solver", "eular"], "--solver = 'eular' is unknown: did you mean 'euler'"),
+        (["x", "--solver", "eular"], "--solver = 'eular': unknown; did you mean 'euler'"),
         (["x", "--steps", "0"], "--steps = 0"),
         (["x", "--device", "gpu"], "--device = 'gpu'"),
         (["x", "-m", "nowhere"], "nowhere: no such folder"),
-        (["x", "-o", "a-file"], "a-file: cannot hold pictures"),
+        (["x", "-o", "a-file"], "a-file: cannot hold images"),
         (["--prompts-file", "missing"], "--prompts-file missing"),
         (["--prompts-file", "latin1"], "latin1: not UTF-8"),
         (["--prompts-file", "blank"], "blank: no prompt in it"),
@@ -160,7 +160,7 @@ def test_ctrl_c_keeps_every_finished_picture(model, tmp_path):
     _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 130
     written = [name for name in names(outputs) if name.endswith(".png")]
-    assert f"{len(written)} of 9999 pictures are in {outputs}" in err.decode()
+    assert f"{len(written)} of 9999 images are in {outputs}" in err.decode()
     assert len(written) >= 4 and [row["file_name"] for row in lines(outputs)] == written
     for name in written:
         assert read_settings(outputs / name)["prompt"] == "x"

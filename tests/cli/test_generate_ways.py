@@ -117,7 +117,7 @@ def test_lines_of_json_are_continued_where_they_stopped(t2i, model, tmp_path):
     (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, lines)))
     asked = ("--prompts-file", "jobs.jsonl", "-m", model, "--steps", 2, "--seed", 40, "-c", 2, "--resume")
     code, _, err = t2i(*asked)
-    assert code == 0 and "0 pictures are in outputs already" in err
+    assert code == 0 and "0 images are in outputs already" in err
     made = pngs(tmp_path / "outputs")
     settings = [read_settings(path) for path in made]
     assert [s["seed"] for s in settings] == [7, 8, 42, 43]
@@ -125,7 +125,7 @@ def test_lines_of_json_are_continued_where_they_stopped(t2i, model, tmp_path):
     assert [(s["steps"], s["cfg"], s["negative"]) for s in settings[1:3]] == [(1, 2, ""), (2, 4.0, "red")]
     made[2].unlink()
     code, out, err = t2i(*asked)
-    assert code == 0 and "3 pictures are in outputs already: left out" in err
+    assert code == 0 and "3 images are in outputs already: left out" in err
     assert [read_settings(path)["seed"] for path in pngs(tmp_path / "outputs")] == [7, 8, 43, 42]
     code, out, _ = t2i(*asked)
     assert code == 0 and "nothing is left to do" in out
@@ -144,7 +144,7 @@ def test_another_vae_from_a_file_or_a_folder(t2i, model, tmp_path):
     assert np.array_equal(b, c) and (b - a).mean() > 20
     assert read_settings(pngs(tmp_path / "b")[0])["vae"] == "vae"
     code, _, err = t2i(*asked, "--vae", model)
-    assert code == 2 and f"a whole pipeline; give {model / 'vae'}" in err
+    assert code == 2 and f"is a whole pipeline; give {model / 'vae'}" in err
 
 
 def test_previews_are_written_on_the_way(t2i, model, tmp_path):
@@ -187,7 +187,7 @@ def test_another_models_picture_and_another_programs_are_said(t2i, model, tmp_pa
     info.add_text("parameters", "a red circle\nSteps: 2, Sampler: DPM++ 2M Karras, CFG scale: 3, Seed: 4, Size: 20x16")
     Image.new("RGB", (20, 16)).save(tmp_path / "a1111.png", pnginfo=info)
     code, _, err = t2i("--from", "a1111.png", "-m", model, "-o", "theirs")
-    assert code == 0 and "another program's picture" in err
+    assert code == 0 and "an image of another program" in err
     settings = read_settings(pngs(tmp_path / "theirs")[0])
     wanted = {"prompt": "a red circle", "steps": 2, "solver": "dpm++2m", "sigmas": "karras", "cfg": 3, "seed": 4}
     assert settings | wanted | {"size": "20x16"} == settings
@@ -231,27 +231,27 @@ def test_a_picture_finds_its_model_and_its_files_in_the_folder_that_it_was_made_
     assert t2i("a red circle", "-m", "tiny-model", *asked)[0] == 0
     made = pngs(tmp_path / "outputs")[0]
     code, _, err = t2i("--from", made, "-o", "again")
-    assert code == 0 and "its model is 'tiny-model', as it lies here" in err
+    assert code == 0 and "its model is 'tiny-model' in the current folder" in err
     assert np.array_equal(pixels(pngs(tmp_path / "again")[0]), pixels(made))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["x", "--strength", "0.5"], "--strength is given without a picture: give --init-image"),
-        (["x", "--init-image", "init.png", "--strength", "2"], "--strength = 2.0 is not in 0..1"),
+        (["x", "--strength", "0.5"], "--init-image: needed where strength is given"),
+        (["x", "--init-image", "init.png", "--strength", "2"], "--strength = 2.0: not in 0..1"),
         (["x", "--init-image", "nowhere.png"], "--init-image nowhere.png: not readable"),
         (["x", "--init-image", "bad.jsonl"], "--init-image bad.jsonl: not a JPEG"),
         (["x", "--guidance-rescale", "2"], "--guidance-rescale = 2.0"),
-        (["x", "--guidance-interval", "0.5"], "--guidance-interval = '0.5' is not LO,HI"),
-        (["x", "--guidance-interval", "0.5,0.1"], "--guidance-interval = 0.5, 0.1"),
-        (["x", "--variation-seed", "1"], "belong together"),
+        (["x", "--guidance-interval", "0.5"], "--guidance-interval = '0.5': not LO,HI"),
+        (["x", "--guidance-interval", "0.5,0.1"], "--guidance-interval = (0.5, 0.1)"),
+        (["x", "--variation-seed", "1"], "--variation-strength: needed, above 0"),
         (["x", "--interpolate", "3"], "--interpolate = 3"),
         (["x", "--resume"], "--resume continues"),
         (["--prompts-file", "bad.jsonl"], "bad.jsonl, line 2: unknown key 'promt'"),
         (["--prompts-file", "blank.jsonl"], 'blank.jsonl, line 1: has no "prompt"'),
-        (["--prompts-file", "seedless.jsonl", "--resume"], "--resume knows pictures by their seeds"),
-        (["--prompts-file", "wrong.jsonl"], "wrong.jsonl, line 1: --steps = 0"),
+        (["--prompts-file", "seedless.jsonl", "--resume"], "--resume identifies images by their seeds"),
+        (["--prompts-file", "wrong.jsonl"], "wrong.jsonl, line 1: steps = 0"),
         (["x", "--preview-every", "0"], "--preview-every = 0"),
         (["x", "--vae-tile", "3"], "a tile of 3 pixels"),
         (["x", "--from", "init.png"], "init.png: holds no settings"),

@@ -13,7 +13,7 @@ from pipeline.tiny import make_pipeline
 
 from t2i.cli.grid_axes import parse_axis
 from t2i.pipeline import Pipeline
-from t2i.pipeline.outputs import Pictures, read_settings
+from t2i.pipeline.outputs import ImageFolder, read_settings
 from t2i.report.grid import LabelledGrid
 
 
@@ -68,10 +68,9 @@ def test_every_cell_is_what_the_pipeline_draws(t2i, model, tmp_path):
     }
     pipeline = Pipeline.from_pretrained(model)
     for (solver, steps, cfg), (_, pixels) in zip(asked, found, strict=True):
-        wanted = pipeline(
-            "a red circle", "blurry" if cfg != 1 else None, steps, cfg, solver, seeds=7, height=16, width=20
-        )
-        assert np.abs(pixels.astype(int) - np.array(wanted.images[0]).astype(int)).max() <= 1
+        options = {"num_inference_steps": steps, "guidance_scale": cfg, "solver": solver, "height": 16, "width": 20}
+        expected = pipeline("a red circle", "blurry" if cfg != 1 else None, seeds=7, **options)
+        assert np.abs(pixels.astype(int) - np.array(expected.images[0]).astype(int)).max() <= 1
     sheet = LabelledGrid(
         "a red circle", (20, 16), ("cfg = 1", "cfg = 4"), ("steps = 1", "steps = 2", "steps = 3"),
         ("solver = ddim", "solver = Euler a"),
@@ -138,9 +137,9 @@ def test_a_folder_is_only_added_to(t2i, model, tmp_path):
     ("arguments", "message"),
     [
         (["x"], "no axis: give -x AXIS=VALUE,VALUE"),
-        (["x", "-x", "cgf=1,2"], "-x 'cgf=1,2': 'cgf' is no axis"),
-        (["x", "-x", "cfg"], "AXIS one of cfg, steps, solver, spacing, sigmas, eta, seed"),
-        (["x", "-y", "size=8x8,16x16"], "-y size: the pictures of a sheet have one size"),
+        (["x", "-x", "cgf=1,2"], "-x 'cgf=1,2': 'cgf' is not an axis"),
+        (["x", "-x", "cfg"], "AXIS one of prompt, negative, steps, solver, sigmas, cfg, seed"),
+        (["x", "-y", "size=8x8,16x16"], "-y size: the images of a grid have one size"),
         (["x", "-x", "cfg=1,two"], "-x cfg: 'two' is not a number"),
         (["x", "-x", "cfg=nan"], "-x cfg: 'nan' is not a number"),
         (["x", "-z", "steps=1.5"], "-z steps: '1.5' is not a whole number"),
@@ -150,20 +149,23 @@ def test_a_folder_is_only_added_to(t2i, model, tmp_path):
         (["-x", 'prompt="a"b'], "-x prompt: '\"a\"b' is not a list of values"),
         (["x", "-x", "cfg=1,2", "-y", "cfg=3"], "the axis cfg is given 2 times"),
         (["x", "-x", "cfg=1,2", "--cfg", "3"], "--cfg and -x cfg are both given"),
-        (["x", "-x", "steps=1,0"], "steps = 0: steps = 0 is not in 1.."),
-        (["x", "-x", "cfg=1,-1"], "cfg = -1: cfg = -1.0 must be a number >= 0"),
-        (["x", "-x", "solver=ddim,eular"], "solver = eular: solver = 'eular' is unknown: did you mean 'euler'"),
-        (["x", "-x", "eta=0,1", "-y", "solver=ddim,unipc"], "solver = unipc, eta = 1: eta = 1.0 means nothing"),
-        (["x", "-x", "sigmas=default,kerras"], "sigmas = kerras: sigmas = 'kerras' is unknown"),
-        (["x", "-x", "seed=-1"], "seed = -1: seed: -1, of picture 0, is not in 0..2^63 - 1"),
-        (["x", "-x", "cfg=1", "--size", "15x16"], "width = 15 is not a multiple of 2"),
+        (["x", "-x", "steps=1,0"], "steps = 0: steps = 0: not in 1.."),
+        (["x", "-x", "cfg=1,-1"], "cfg = -1: cfg = -1.0: must be a number >= 0"),
+        (["x", "-x", "solver=ddim,eular"], "solver = eular: solver = 'eular': unknown; did you mean 'euler'"),
+        (
+            ["x", "-x", "eta=0,1", "-y", "solver=ddim,unipc"],
+            "solver = unipc, eta = 1: eta = 1.0: solver 'unipc'",
+        ),
+        (["x", "-x", "sigmas=default,kerras"], "sigmas = kerras: sigmas = 'kerras': unknown"),
+        (["x", "-x", "seed=-1"], "seed = -1: seed: -1, of image 0, is not in 0..2^63 - 1"),
+        (["x", "-x", "cfg=1", "--size", "15x16"], "width = 15: not a multiple of 2"),
         (["x", "-x", "cfg=1", "--dtype", "int8"], "--dtype = 'int8'"),
         (["x", "-x", "cfg=1", "--device", "gpu"], "--device = 'gpu'"),
         (["x", "-x", "seed=1,2,3,4", "-y", "cfg=1,2,3,4", "--size", "4096x4096"], "more than programs open"),
         (["x", "-x", "strength=0.5,1"], "give --init-image FILE"),
         (["x", "-x", "cfg=1", "--strength", "0.5"], "give --init-image FILE"),
-        (["x", "-x", "strength=0,1", "--init-image", "in.png"], "strength = 0: strength = 0.0 is not in 0..1"),
-        (["x", "-x", "cfg=1,2", "--resume"], "--resume knows cells by their settings: give the --seed"),
+        (["x", "-x", "strength=0,1", "--init-image", "in.png"], "strength = 0: strength = 0.0: not in 0..1"),
+        (["x", "-x", "cfg=1,2", "--resume"], "--resume identifies cells by their settings: give the --seed"),
         (["x", "-x", "cfg=1", "-m", "nowhere"], "nowhere: no such folder"),
     ],
 )
@@ -203,7 +205,7 @@ def test_strength_is_an_axis_over_a_picture_to_begin_from(t2i, model, tmp_path):
 def test_an_interrupted_grid_goes_on_where_it_stopped(t2i, model, tmp_path, monkeypatch):
     asked = ("grid", "a red circle", "-x", "cfg=1,2,3", "-y", "steps=1,2", "-m", model, "--seed", 3)
     assert t2i(*asked, "-o", "whole")[0] == 0
-    add = Pictures.add
+    add = ImageFolder.add
 
     def third_time_interrupted(self, picture, settings, **options):
         if self.next == 2:
@@ -211,7 +213,7 @@ def test_an_interrupted_grid_goes_on_where_it_stopped(t2i, model, tmp_path, monk
         return add(self, picture, settings, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Pictures, "add", third_time_interrupted)
+        patch.setattr(ImageFolder, "add", third_time_interrupted)
         code, _, err = t2i(*asked, "-o", "cut")
     assert code == 130 and "interrupted; 2 of 6 cells are in cut" in err
     assert not list((tmp_path / "cut").glob("sheet*")) and len(cells(tmp_path / "cut")) == 2

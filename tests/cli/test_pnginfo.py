@@ -7,14 +7,14 @@ import sys
 import pytest
 from PIL import Image, PngImagePlugin
 
-from t2i.pipeline.outputs import Pictures
+from t2i.pipeline.outputs import ImageFolder
 
 ASKED = {"prompt": "a red circle\nbelow", "negative": "", "steps": 3, "cfg": 2.0, "solver": "ddim", "seed": 7}
 
 
 @pytest.fixture
 def ours(tmp_path):
-    return Pictures(tmp_path / "ours").add(Image.new("RGB", (3, 2)), ASKED | {"odd": 1})
+    return ImageFolder(tmp_path / "ours").add(Image.new("RGB", (3, 2)), ASKED | {"odd": 1})
 
 
 def parameters(path, text):

@@ -12,7 +12,7 @@ from pipeline.tiny import make_pipeline
 from t2i.cli.generate_options import Order, plan_orders
 from t2i.cli.generate_request import request_of, settings_of
 from t2i.diffusion.solvers import SOLVERS
-from t2i.pipeline.outputs import Pictures
+from t2i.pipeline.outputs import ImageFolder
 
 WORDS = st.sampled_from(
     ["a fox", 'a "red", b: c\nSteps: 3, Seed: 1, Size: 8x8', "Negative prompt: x", "🦊\0 \\", "(red:1.2) " * 1000, ""]
@@ -63,7 +63,7 @@ def files_in(folder):
 
 
 def plan(order, source, folder):
-    [found], _ = plan_orders(order, folder, source, None, False, order.count, None)
+    [found], _ = plan_orders(order, folder, source, None, False)
     return found
 
 
@@ -85,7 +85,7 @@ def test_the_same_request_again(tmp_path, pipeline, flags, prompts, count):
     except ValueError:
         reject()  # such as a spacing for a solver with a list of its own
     made_by = {"model": tmp_path.name, "dtype": "float32", "rng": "cpu"}
-    pictures = Pictures(tmp_path)
+    pictures = ImageFolder(tmp_path)
     for k in range(job.count):
         said = settings_of(job, k, order, made_by)
         counted = {"seed", "variation_seed", *files}  # whose values are each picture's own
@@ -93,6 +93,6 @@ def test_the_same_request_again(tmp_path, pipeline, flags, prompts, count):
         again = plan(Order([]), pictures.add(Image.new("L", (1, 1)), said), tmp_path)
         found = pipeline.resolve(request_of(again, 8))
         assert settings_of(found, 0, again, made_by) == said
-        assert (found.levels, found.begin, found.guidance) == (job.levels, job.begin, job.guidance)
+        assert (found.plan, found.guidance) == (job.plan, job.guidance)
         assert (found.prompts, found.seeds) == ([job.prompts[k // count]], [job.seeds[k]])
         assert (found.width, found.height) == (job.width, job.height)

@@ -6,9 +6,11 @@ import diffusers
 import pytest
 import torch
 
+from t2i.diffusion.names import SOLVER_NAMES
 from t2i.diffusion.prediction import target
 from t2i.diffusion.schedule import Schedule, levels, make_schedule
 from t2i.diffusion.solvers import SOLVERS
+from t2i.generator.scheduler_config import FOLDER_RULES
 
 from .gaussian import Gaussian, moments
 from .test_against_diffusers import SD, in_float64
@@ -17,7 +19,7 @@ N, SKIPPED = 40, 16
 
 
 def walk_of(schedule: Schedule, name: str):
-    return levels(schedule, N, "leading", 0, 0, SOLVERS[name].grid, SOLVERS[name].sigmas)[SKIPPED:]
+    return levels(schedule, N, "leading", 0, 0, FOLDER_RULES[name].grid, FOLDER_RULES[name].sigmas)[SKIPPED:]
 
 
 @pytest.mark.parametrize("name", [name for name in SOLVERS if name != "lcm"])
@@ -39,13 +41,13 @@ def test_where_stock_loses_the_thread(name):
     *_, ours = SOLVERS[name].sample(data.predict, x, walk, [])
     error = (ours - data.ode(x, walk[0], walk[-1])).abs().max()
     more: dict[str, Any] = {"skip_prk_steps": True, "set_alpha_to_one": True} if name == "plms" else {}
-    stock = getattr(diffusers, SOLVERS[name].diffusers or "")(**SD, timestep_spacing="leading", **more)
+    stock = getattr(diffusers, SOLVER_NAMES[name].diffusers or "")(**SD, timestep_spacing="leading", **more)
     in_float64(stock, schedule)
     stock.set_timesteps(N)
     if name == "lms":
         stock.set_begin_index(SKIPPED)
     first = schedule.level(stock.timesteps[SKIPPED].item() + 1)
-    y = x / first.alpha if SOLVERS[name].scaled else x
+    y = x / first.alpha if FOLDER_RULES[name].scaled else x
     for k in stock.timesteps[SKIPPED:]:
         z, level = stock.scale_model_input(y, k), schedule.level(k.item() + 1)
         output = target(data.x0(z, level), data.eps(z, level), level.alpha, level.sigma, data.kind)

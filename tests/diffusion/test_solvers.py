@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from t2i.diffusion import ddim, ddpm, dpm, euler, heun, multistep, unipc
+from t2i.diffusion.names import SOLVER_NAMES, parse_solver
 from t2i.diffusion.prediction import KINDS, Prediction, to_prediction
 from t2i.diffusion.schedule import SPACINGS, Level, levels, make_schedule
-from t2i.diffusion.solvers import SOLVERS, canonical_solver, find_solver, parse_solver
+from t2i.diffusion.solvers import SOLVERS, find_solver
+from t2i.generator.scheduler_config import FOLDER_RULES
 
 from .gaussian import Gaussian, moments
 
@@ -95,7 +97,7 @@ def test_two_steps_of_dpm_are_of_first_order():
 @pytest.mark.parametrize(("name", "tolerance"), [("euler-a", 0.02), ("dpm++2m-sde", 0.002), ("dpm++2s", 0.002)])
 def test_stochastic_solvers_keep_the_mean_and_reach_the_spread(name, tolerance):
     data, solver = Gaussian(mu=0.8, s=0.6), SOLVERS[name]
-    listed = levels(make_schedule("scaled_linear"), 200, "linspace", grid=solver.grid, sigmas="karras")
+    listed = levels(make_schedule("scaled_linear"), 200, "linspace", grid=FOLDER_RULES[name].grid, sigmas="karras")
     path = moments(solver.sample, data, listed, solver.draws(200, 0.0))
     for level, (mean, std) in zip(listed[1:], path, strict=True):
         assert mean == pytest.approx(level.alpha * data.mu, rel=2e-3)
@@ -105,7 +107,7 @@ def test_stochastic_solvers_keep_the_mean_and_reach_the_spread(name, tolerance):
 @pytest.mark.parametrize("name", ["euler-a", "dpm++2m-sde", "dpm++2s", "lcm"])
 def test_stochastic_solvers_are_exact_for_a_point(name):
     data, solver = Gaussian(mu=0.8, s=0.0), SOLVERS[name]
-    listed = levels(make_schedule("scaled_linear"), 7, grid=solver.grid)
+    listed = levels(make_schedule("scaled_linear"), 7, grid=FOLDER_RULES[name].grid)
     for level, (mean, std) in zip(listed[1:], moments(solver.sample, data, listed, solver.draws(7, 0.0)), strict=True):
         assert mean == pytest.approx(level.alpha * data.mu, rel=1e-4)
         assert std == pytest.approx(data.std(level), abs=1e-4)
@@ -157,7 +159,7 @@ def test_finite_for_every_number_of_steps(schedule_kind, rescale, T):
         for name, solver in SOLVERS.items():
             if name in OLD:
                 continue
-            listed = levels(schedule, n, grid=solver.grid, sigmas=solver.sigmas)
+            listed = levels(schedule, n, grid=FOLDER_RULES[name].grid, sigmas=FOLDER_RULES[name].sigmas)
             noise = [torch.ones_like(x)] * solver.draws(n, 0.0)
             steps = torch.stack(list(solver.sample(predict, x, listed, noise)))
             assert len(steps) == n
@@ -175,10 +177,11 @@ def test_finite_on_every_spacing_and_curve(spacing, kind, sigmas):
         for name, solver in SOLVERS.items():
             if name == "lcm" and (n > 50 or sigmas):
                 continue
-            listed = levels(schedule, n, spacing, 1, 0, solver.grid, sigmas or solver.sigmas)
+            rules = FOLDER_RULES[name]
+            listed = levels(schedule, n, spacing, 1, 0, rules.grid, sigmas or rules.sigmas)
             assert len(listed) == n + 1
             assert all(a.ratio > b.ratio for a, b in pairwise(listed))
-            start = x * listed[0].sigma if solver.scaled and spacing != "leading" else x
+            start = x * listed[0].sigma if rules.scaled and spacing != "leading" else x
             steps = torch.stack(
                 list(
                     solver.sample(
@@ -236,15 +239,16 @@ def test_the_table():
         *("ddpm", "ddim", "euler", "euler-a", "heun", "edm-heun", "lms", "plms"),
         *("dpm++2m", "dpm++2m-sde", "dpm++2s", "unipc", "lcm"),
     ]
-    for solver in SOLVERS.values():
-        if solver.diffusers is not None:
-            keys = inspect.signature(getattr(diffusers, solver.diffusers)).parameters
-            assert solver.spacing == keys["timestep_spacing"].default
-            assert solver.takes_sigmas == ("use_karras_sigmas" in keys)
-            if "set_alpha_to_one" in keys and solver.grid != "lcm":
-                assert solver.end == int(not keys["set_alpha_to_one"].default)
+    assert list(SOLVERS) == list(SOLVER_NAMES) == list(FOLDER_RULES)
+    for name, rules in FOLDER_RULES.items():
+        if (stock := SOLVER_NAMES[name].diffusers) is not None:
+            keys = inspect.signature(getattr(diffusers, stock)).parameters
+            assert rules.spacing == keys["timestep_spacing"].default
+            assert rules.takes_sigmas == ("use_karras_sigmas" in keys)
+            if "set_alpha_to_one" in keys and rules.grid != "lcm":
+                assert rules.end == int(not keys["set_alpha_to_one"].default)
             else:
-                assert solver.end is None
+                assert rules.end is None
     assert [find_solver("ddpm").draws(n, 0.0) for n in (1, 20)] == [0, 19]
     assert [find_solver("ddim", eta).draws(20, eta) for eta in (0.0, 0.5)] == [0, 20]
     for name, draws in (
@@ -271,31 +275,35 @@ def test_the_table():
         ("DPMSolverMultistepScheduler", ("dpm++2m", None)),
         ("pndmscheduler", ("plms", None)),
         ("dpmpp_2m_k", ("dpm++2m", "karras")),
+        ("k_dpmpp_2_a", ("dpm++2s", None)),
+        ("uni_pc", ("unipc", None)),
     ],
 )
 def test_other_programs_names(name, found):
     assert parse_solver(name) == found
-    assert canonical_solver(name) == found[0]
 
 
 def test_every_solver_is_found_by_each_of_its_names():
-    for key, solver in SOLVERS.items():
-        assert parse_solver(key) == parse_solver(solver.label.upper()) == (key, None)
+    for key, names in SOLVER_NAMES.items():
+        for name in (key, names.label.upper(), *names.others):
+            assert parse_solver(name) == (key, None)
+    every = [name for names in SOLVER_NAMES.values() for name in (names.label, *names.others)]
+    assert len(every) == len(set(every))
 
 
 def test_unknown_names_are_refused_with_the_nearest():
-    with pytest.raises(ValueError, match=r"'Euler b' is unknown: did you mean 'euler-a'.*heun \(Heun\)"):
+    with pytest.raises(ValueError, match=r"'Euler b': unknown; did you mean 'euler-a'.*heun \(Heun\)"):
         parse_solver("Euler b")
-    with pytest.raises(ValueError, match=r"'qqq' is unknown: choose one of ddpm"):
+    with pytest.raises(ValueError, match=r"'qqq': unknown; choose one of ddpm"):
         parse_solver("qqq")
-    with pytest.raises(ValueError, match="list of its own"):
+    with pytest.raises(ValueError, match="timesteps of its own"):
         parse_solver("LCM Karras")
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match=r"'dpmpp2m' is unknown: did you mean 'dpm\+\+2m'.*ddpm, ddim"):
+    with pytest.raises(ValueError, match=r"'dpmpp2m': unknown; did you mean 'dpm\+\+2m'.*ddpm, ddim"):
         find_solver("dpmpp2m")
-    with pytest.raises(ValueError, match=r"eta = 0.5 means nothing to solver 'dpm\+\+2m'"):
+    with pytest.raises(ValueError, match=r"eta = 0.5: solver 'dpm\+\+2m' has no use for it"):
         find_solver("dpm++2m", 0.5)
     listed = levels(make_schedule("linear", 10), 3)
     for eta in (-0.1, 1.1):

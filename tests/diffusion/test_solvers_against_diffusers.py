@@ -7,9 +7,11 @@ import diffusers
 import pytest
 import torch
 
+from t2i.diffusion.names import SOLVER_NAMES
 from t2i.diffusion.prediction import target
 from t2i.diffusion.schedule import Schedule, levels
 from t2i.diffusion.solvers import SOLVERS
+from t2i.generator.scheduler_config import FOLDER_RULES
 
 from .gaussian import Gaussian
 from .test_against_diffusers import SD, in_float64, network, predict_as, schedule_of, start
@@ -26,7 +28,7 @@ REFUSED_BY_STOCK = {("euler-a", "sample"), ("plms", "sample")}
 
 def stock_of(name, config, kind, spacing, offset=0, sigmas=None, **options) -> Any:
     given = {} if sigmas is None else {f"use_{sigmas}_sigmas": True}
-    stock_class = getattr(diffusers, SOLVERS[name].diffusers or "")
+    stock_class = getattr(diffusers, SOLVER_NAMES[name].diffusers or "")
     return stock_class(
         **config,
         **given,
@@ -47,7 +49,7 @@ def stock_walk(name, stock, schedule, n, seed=1):
         stock.set_begin_index(0)
     g = torch.Generator().manual_seed(seed)
     draws = {"generator": g} if SOLVERS[name].draws(n, 0) else {}
-    scaled = SOLVERS[name].scaled
+    scaled = FOLDER_RULES[name].scaled
     x = start() * stock.init_noise_sigma
     found = []
     for i, k in enumerate(stock.timesteps):
@@ -62,8 +64,8 @@ def our_walk(name, schedule, kind, n, spacing, offset=0, sigmas=None, seed=1, en
     solver = SOLVERS[name]
     if schedule.zero_terminal_snr:  # as stock has it
         schedule = Schedule(torch.cat([schedule.alpha_bar[:-1], torch.tensor([2.0**-24]).double()]))
-    walk = levels(schedule, n, spacing, offset, end, solver.grid, sigmas)
-    x = start() * (walk[0].sigma if solver.scaled and spacing != "leading" else 1)
+    walk = levels(schedule, n, spacing, offset, end, FOLDER_RULES[name].grid, sigmas)
+    x = start() * (walk[0].sigma if FOLDER_RULES[name].scaled and spacing != "leading" else 1)
     g = torch.Generator().manual_seed(seed)
     draws = [torch.randn(x.shape, generator=g, dtype=torch.float64) for _ in range(solver.draws(len(walk) - 1, 0.0))]
     if name == "dpm++2m-sde":  # stock draws these in float32
@@ -86,8 +88,8 @@ def stock_is_wrong(name, config, spacing, sigmas, kind="epsilon"):
 
 
 def can(name, config, spacing, sigmas, kind):
-    knows = SOLVERS[name].takes_sigmas or sigmas is None
-    lists = spacing == "leading" or not SOLVERS[name].own_list
+    knows = FOLDER_RULES[name].takes_sigmas or sigmas is None
+    lists = spacing == "leading" or not FOLDER_RULES[name].fixed_timesteps
     gap = name != "plms" or spacing != "linspace"  # there stock leaves its own list
     return knows and lists and gap and (name, kind) not in REFUSED_BY_STOCK
 
@@ -108,7 +110,9 @@ def test_step_by_step(name, config, sigmas):
         assert apart(ours, theirs) <= (1e-4 if config is SD else 5e-4), (spacing, kind)
         compared += 1
     least = {"plms": 1 if config is COSINE else 2, "lcm": 3, "heun": 3}.get(name, 6)
-    skipped = (sigmas is not None and not SOLVERS[name].takes_sigmas) or stock_is_wrong(name, config, "leading", sigmas)
+    skipped = (sigmas is not None and not FOLDER_RULES[name].takes_sigmas) or stock_is_wrong(
+        name, config, "leading", sigmas
+    )
     assert compared >= (0 if skipped else least)
 
 
@@ -118,7 +122,7 @@ def test_zero_terminal_snr_where_stock_has_it(name, kind):
     if (name, kind) in REFUSED_BY_STOCK:
         return
     schedule = schedule_of(ZERO_SNR)
-    for sigmas in (None, "karras") if SOLVERS[name].takes_sigmas else (None,):
+    for sigmas in (None, "karras") if FOLDER_RULES[name].takes_sigmas else (None,):
         theirs = stock_walk(name, stock_of(name, ZERO_SNR, kind, "trailing", sigmas=sigmas), schedule, N)
         ours = our_walk(name, schedule, kind, N, "trailing", sigmas=sigmas)
         # stock's 1000 products of float32
@@ -150,7 +154,7 @@ def stock_error(name, stock, schedule, data, n, x):
     in_float64(stock, schedule)
     stock.set_timesteps(n)
     first = schedule.level(stock.timesteps[0].item() + 1)
-    y = x / first.alpha if SOLVERS[name].scaled else x
+    y = x / first.alpha if FOLDER_RULES[name].scaled else x
     for k in stock.timesteps:
         z, level = stock.scale_model_input(y, k), schedule.level(k.item() + 1)
         output = target(data.x0(z, level), data.eps(z, level), level.alpha, level.sigma, data.kind)
@@ -169,5 +173,5 @@ def test_where_stock_is_wrong():
         schedule, data = schedule_of(config), Gaussian(0.3, 0.5, kind)
         options = {"set_alpha_to_one": True} if name == "plms" else {}
         theirs = stock_error(name, stock_of(name, config, kind, spacing, **options), schedule, data, n, x)
-        ours = error(name, levels(schedule, n, spacing, 0, 0, SOLVERS[name].grid), data, x)
+        ours = error(name, levels(schedule, n, spacing, 0, 0, FOLDER_RULES[name].grid), data, x)
         assert theirs > 3 * ours, name

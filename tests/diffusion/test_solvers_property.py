@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from t2i.diffusion.prediction import KINDS
 from t2i.diffusion.schedule import SIGMAS, SPACINGS, levels, make_schedule
 from t2i.diffusion.solvers import SOLVERS
+from t2i.generator.scheduler_config import FOLDER_RULES
 
 from .gaussian import Gaussian, moments
 
@@ -41,22 +42,23 @@ class Case(NamedTuple):
 
 def is_run(case: Case) -> bool:
     """Whether there is such a list of levels, and such a network."""
-    solver = SOLVERS[case.name]
+    grid = FOLDER_RULES[case.name].grid
     n = case.n or case.T
     if case.zero_snr and case.kind == "epsilon":
         return False
-    if solver.grid == "lcm" and (n > 50 or case.sigmas):
+    if grid == "lcm" and (n > 50 or case.sigmas):
         return False
     alone = n == 1 and case.end == 1 and case.spacing != "trailing" and not (case.spacing == "leading" and case.offset)
-    return not (alone and solver.grid != "lcm")  # a step from t = 1 to t = 1, which is refused
+    return not (alone and grid != "lcm")  # a step from t = 1 to t = 1, which is refused
 
 
 def check(case: Case, mu: float, s: float) -> None:
     solver, data, n = SOLVERS[case.name], Gaussian(mu, s, case.kind), case.n or case.T
     schedule = make_schedule(case.schedule, case.T, rescale_betas_zero_snr=case.zero_snr)
-    end = case.end if solver.end is not None else 0
-    sigmas = case.sigmas or solver.sigmas
-    walk = levels(schedule, n, case.spacing, case.offset, end, solver.grid, sigmas)
+    rules = FOLDER_RULES[case.name]
+    end = case.end if rules.end is not None else 0
+    sigmas = case.sigmas or rules.sigmas
+    walk = levels(schedule, n, case.spacing, case.offset, end, rules.grid, sigmas)
     eta = case.eta if solver.takes_eta else 0.0
     options: dict[str, Any] = {"eta": eta} if solver.takes_eta else {}
     options |= {"at": schedule.at_ratio} if solver.takes_at else {}

@@ -78,7 +78,7 @@ def test_the_ways_are_the_solvers_from_the_same_noise(pipeline):
 def test_without_noise_the_mean_alone_is_followed(pipeline):
     job = job_of(pipeline, copies=1, steps=3, guidance=1.0)
     steps = list(sample(pipeline, job, "zero", 0, 3))
-    x, (t, s) = job.noise(0, 3).start, job.levels[:2]
+    x, (t, s) = job.noise(0, 3).start, job.plan.levels[:2]
     with torch.no_grad():
         v = pipeline.generator.unet(x, torch.full((3,), t.t - 1), pipeline.text_encoder(PROMPTS).conditioning)
     alpha_t = (t.alpha / s.alpha) ** 2

@@ -12,11 +12,13 @@ from diffusers import (
 )
 
 from t2i.conditioning import Conditioning
+from t2i.diffusion.names import SOLVER_NAMES
+from t2i.diffusion.prediction import unchanged
 from t2i.diffusion.schedule import make_schedule
 from t2i.diffusion.solvers import SOLVERS
 from t2i.generator.base import Generator
 from t2i.generator.latent_diffusion import LatentDiffusion
-from t2i.generator.scheduler_config import SchedulerConfig
+from t2i.generator.scheduler_config import FOLDER_RULES, SchedulerConfig
 
 from .test_unet import apart
 from .tiny import conditioning, latents, small_unet
@@ -51,7 +53,7 @@ def test_ddim_is_the_stock_loop(pair, prediction, set_alpha_to_one):
     generator = LatentDiffusion.from_config(ours, SchedulerConfig(**keys))
     x, cond, null = latents(2, 4, 8, 8), conditioning(2), conditioning(1, seed=9)
     expected = stock_loop(stock, DDIMScheduler(**keys, clip_sample=False), x, cond, null, 10, 3.0)
-    assert apart(generator.sample(x, cond, null, solver="ddim", steps=10, guidance=3.0), expected) <= 1e-4
+    assert apart(generator.sample(x, cond, null, generator.plan(10), 3.0), expected) <= 1e-4
 
 
 def test_ddim_on_a_schedule_that_ends_in_pure_noise_is_the_stock_loop(pair):
@@ -60,7 +62,7 @@ def test_ddim_on_a_schedule_that_ends_in_pure_noise_is_the_stock_loop(pair):
     x, cond, null = latents(2, 4, 8, 8), conditioning(2), conditioning(1, seed=9)
     expected = stock_loop(stock, DDIMScheduler(**keys, clip_sample=False), x, cond, null, 10, 3.0)
     generator = LatentDiffusion.from_config(ours, SchedulerConfig(**keys))
-    assert apart(generator.sample(x, cond, null, steps=10, guidance=3.0), expected) <= 1e-4
+    assert apart(generator.sample(x, cond, null, generator.plan(10), 3.0), expected) <= 1e-4
 
 
 def test_dpm_trailing_is_the_stock_loop(pair):
@@ -69,7 +71,7 @@ def test_dpm_trailing_is_the_stock_loop(pair):
     x, cond, null = latents(2, 4, 8, 8), conditioning(2), conditioning(1, seed=9)
     expected = stock_loop(stock, DPMSolverMultistepScheduler(**keys), x, cond, null, 10, 3.0)
     generator = LatentDiffusion.from_config(ours, SchedulerConfig(**keys))
-    assert apart(generator.sample(x, cond, null, solver="dpm++2m", steps=10, guidance=3.0), expected) <= 1e-4
+    assert apart(generator.sample(x, cond, null, generator.plan(10, "dpm++2m"), 3.0), expected) <= 1e-4
 
 
 def small_generator(unet=None, prediction="epsilon", **options):
@@ -80,9 +82,9 @@ def test_the_network_counts_from_zero_and_guidance_one_makes_one_pass():
     generator, times = small_generator(), []
     generator.unet.register_forward_pre_hook(lambda _, args: times.append(args[1].tolist()))
     x, cond, null = latents(2, 4, 4, 4), conditioning(2), conditioning(1, seed=9)
-    generator.sample(x, cond, null, steps=2, guidance=1.0)
+    generator.sample(x, cond, null, generator.plan(2), 1.0)
     assert times == [[999] * 2, [499] * 2]
-    generator.sample(x, cond, null, steps=2, guidance=2.0)
+    generator.sample(x, cond, null, generator.plan(2), 2.0)
     assert times[2:] == [[999] * 4, [499] * 4]
     generator.loss(generator.unet, x, cond, {"t": torch.tensor([1, 1000]), "eps": x})
     assert times[4:] == [[0, 999]]
@@ -94,7 +96,7 @@ def test_guidance_one_ignores_the_null_and_two_does_not():
     a, b = conditioning(1, seed=8), conditioning(1, seed=9)
 
     def sample(null: Conditioning, guidance: float) -> torch.Tensor:
-        return generator.sample(x, cond, null, steps=3, guidance=guidance)
+        return generator.sample(x, cond, null, generator.plan(3), guidance)
 
     assert torch.equal(sample(a, 1.0), sample(b, 1.0))
     assert apart(sample(a, 2.0), sample(b, 2.0)) > 1e-4
@@ -131,15 +133,15 @@ def test_loss_runs_the_network_it_is_handed():
 def test_sampling_sees_weights_that_training_changed():
     generator = small_generator()
     x, cond, null = latents(1, 4, 4, 4), conditioning(1), conditioning(1, seed=9)
-    before = generator.sample(x, cond, null, steps=2)
+    before = generator.sample(x, cond, null, generator.plan(2))
     optimiser = torch.optim.SGD(generator.unet.parameters(), lr=0.1)
     generator.loss(generator.unet, x, cond, {"t": torch.tensor([500]), "eps": x}).sum().backward()
     optimiser.step()
     reference = small_generator()
     reference.unet.load_state_dict(generator.unet.state_dict())
-    after = generator.sample(x, cond, null, steps=2)
+    after = generator.sample(x, cond, null, generator.plan(2))
     assert not torch.equal(after, before)
-    assert torch.equal(after, reference.sample(x, cond, null, steps=2))
+    assert torch.equal(after, reference.sample(x, cond, null, reference.plan(2)))
 
 
 @pytest.mark.parametrize(
@@ -148,44 +150,58 @@ def test_sampling_sees_weights_that_training_changed():
 def test_noise_is_counted_and_the_callback_sees_every_step(solver, eta, draws):
     generator, seen = small_generator(), []
     x, cond, null = latents(1, 4, 4, 4), conditioning(1), conditioning(1, seed=9)
-    assert generator.draws(solver, 4, eta) == draws
+    plan = generator.plan(4, solver, eta=eta)
+    assert plan.noise_count == draws
     noise = [latents(1, 4, 4, 4, seed=20 + i) for i in range(draws)]
-    out = generator.sample(
-        x, cond, null, solver=solver, steps=4, eta=eta, noise=noise, callback=lambda i, x: seen.append((i, x))
-    )
-    assert [i for i, _ in seen] == [1, 2, 3, 4] and torch.equal(seen[-1][1], out)
+
+    def after_step(x, level):
+        seen.append((x, level))
+        return x
+
+    out = generator.sample(x, cond, null, plan, noise=noise, after_step=after_step)
+    assert [level for _, level in seen] == plan.levels[1:] and torch.equal(seen[-1][0], out)
     assert not out.requires_grad and out.isfinite().all()
     with pytest.raises(ValueError, match="noise"):
-        generator.sample(x, cond, null, solver=solver, steps=4, eta=eta, noise=[*noise, x])
+        generator.sample(x, cond, null, plan, noise=[*noise, x])
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_goes_on_from_what_the_hook_returns(solver):
+    generator = small_generator()
+    x, cond, null = latents(1, 4, 4, 4), conditioning(1), conditioning(1, seed=9)
+    plan = generator.plan(4, solver)
+    noise = [latents(1, 4, 4, 4, seed=20 + i) for i in range(plan.noise_count)]
+    seen: list[torch.Tensor] = []
+    generator.unet.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+
+    def zero(x, level):
+        return torch.zeros_like(x)
+
+    out = generator.sample(x, cond, null, plan, 1.0, noise, zero)
+    assert not out.any() and seen[0].any()
+    assert sum(not one.any() for one in seen) >= 3  # the first call of every step but the first
 
 
 def test_a_network_in_bfloat16_samples_latents_in_float32():
     unet = small_unet().bfloat16()
-    out = small_generator(unet).sample(latents(1, 4, 4, 4), conditioning(1), conditioning(1, seed=9), steps=3)
-    exact = small_generator().sample(latents(1, 4, 4, 4), conditioning(1), conditioning(1, seed=9), steps=3)
+    ask = latents(1, 4, 4, 4), conditioning(1), conditioning(1, seed=9), small_generator().plan(3)
+    out, exact = small_generator(unet).sample(*ask), small_generator().sample(*ask)
     assert out.dtype == torch.float32 and 0 < apart(out, exact) < 0.2
 
 
 def test_a_last_step_that_goes_nowhere_is_not_taken():
     generator = small_generator(spacing="leading", end=1)
-    assert len(generator.levels(10)) == 10 and generator.draws("ddim", 10, 1.0) == 9
+    plan = generator.plan(10, eta=1.0)
+    assert len(plan.levels) == 10 and plan.noise_count == len(plan.timesteps) == 9
 
 
 def test_it_is_a_generator():
     generator: Generator = small_generator()
     with pytest.raises(ValueError, match="prediction_type"):
         small_generator(prediction="noise")
-    assert generator.sample(
-        latents(1, 4, 4, 4),
-        conditioning(1),
-        conditioning(1),
-        solver="ddim",
-        steps=1,
-        guidance=1.0,
-        eta=0.0,
-        noise=(),
-        callback=None,
-    ).shape == (1, 4, 4, 4)
+    plan = generator.plan(1, "ddim", eta=0.0, spacing=None, sigmas=None)
+    x, cond = latents(1, 4, 4, 4), conditioning(1)
+    assert generator.sample(x, cond, cond, plan, 1.0, (), unchanged).shape == (1, 4, 4, 4)
 
 
 SHARED = {**SD, "trained_betas": None, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
@@ -196,7 +212,7 @@ FILES = {
     | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading", "use_karras_sigmas": False},
     "Karras": {"_class_name": "DPMSolverMultistepScheduler", **SD, "use_karras_sigmas": True, "clip_sample": False},
 }
-STOCK_CLASSES = {name: solver.diffusers for name, solver in SOLVERS.items() if solver.diffusers is not None}
+STOCK_CLASSES = {key: names.diffusers for key, names in SOLVER_NAMES.items() if names.diffusers is not None}
 
 
 @pytest.mark.parametrize("name", STOCK_CLASSES)
@@ -210,7 +226,8 @@ def test_another_solver_on_a_folder_walks_what_from_config_walks(file, name, tmp
     stock = getattr(diffusers, STOCK_CLASSES[name]).from_config(loaded.config, **more)
     stock.set_timesteps(20)
     generator = LatentDiffusion.from_config(small_unet(), SchedulerConfig.load(tmp_path))
-    *walk, last = generator.levels(20, name)
+    plan = generator.plan(20, name)
+    *walk, last = plan.levels
     ks = list(dict.fromkeys(stock.timesteps.tolist())) if name in ("heun", "plms") else stock.timesteps.tolist()
     ks = ks[:-1] if ks[-1] + 1 == last.t else ks  # a step that goes nowhere
     assert [level.t - 1 for level in walk] == pytest.approx(ks, abs=1e-2)
@@ -221,29 +238,37 @@ def test_another_solver_on_a_folder_walks_what_from_config_walks(file, name, tmp
         "ddim",
         "plms",
     )
-    x = latents(1, 4, 4, 4)
-    scale = float(stock.init_noise_sigma)
-    expected = x * scale * (walk[0].alpha if SOLVERS[name].scaled else 1)
-    torch.testing.assert_close(generator.first(x, name, walk[0]), expected, rtol=1e-4, atol=1e-5)
+    scale = float(stock.init_noise_sigma) * (walk[0].alpha if FOLDER_RULES[name].scaled else 1)
+    assert plan.noise_scale == pytest.approx(scale, rel=1e-4)
 
 
 def test_start_skips_the_first_steps():
     generator = small_generator()
     x, cond, null = latents(1, 4, 4, 4), conditioning(1), conditioning(1, seed=9)
     seen: list[torch.Tensor] = []
-    generator.sample(x, cond, null, solver="euler", steps=4, callback=lambda i, x: seen.append(x))
-    rest = generator.sample(seen[1], cond, null, solver="euler", steps=4, start=2)
-    assert torch.equal(rest, seen[3])
-    assert generator.draws("euler-a", 4, start=1) == 3 and generator.draws("ddpm", 4, start=1) == 2
-    with pytest.raises(ValueError, match=r"start = 4 is not in 0\.\.3"):
-        generator.sample(x, cond, null, solver="euler", steps=4, start=4)
+
+    def after_step(x, level):
+        seen.append(x)
+        return x
+
+    plan = generator.plan(4, "euler")
+    generator.sample(x, cond, null, plan, after_step=after_step)
+    assert torch.equal(generator.sample(seen[1], cond, null, plan.starting_at(2)), seen[3])
+    counts = [generator.plan(4, solver).starting_at(1).noise_count for solver in ("euler-a", "ddpm")]
+    assert counts == [3, 2]
+    with pytest.raises(ValueError, match=r"start = 4: not in 0\.\.3"):
+        plan.starting_at(4)
 
 
 def test_spacing_and_curve_are_asked_for():
     generator = small_generator()
-    assert generator.levels(5, "euler", "leading")[0].t == 801 and generator.levels(5, "euler")[0].t == 1000
-    karras = generator.levels(5, "euler", "linspace", "karras")
-    assert karras != generator.levels(5, "euler", "linspace") and len(karras) == 6
+
+    def levels(steps, solver, **where):
+        return generator.plan(steps, solver, **where).levels
+
+    assert levels(5, "euler", spacing="leading")[0].t == 801 and levels(5, "euler")[0].t == 1000
+    karras = levels(5, "euler", spacing="linspace", sigmas="karras")
+    assert karras != levels(5, "euler", spacing="linspace") and len(karras) == 6
     for solver, asked, named in [
         ("lcm", {"spacing": "leading"}, "spacing"),
         ("edm-heun", {"spacing": "leading"}, "spacing"),
@@ -252,11 +277,11 @@ def test_spacing_and_curve_are_asked_for():
         ("euler", {"spacing": "karras"}, "timestep_spacing"),
     ]:
         with pytest.raises(ValueError, match=named):
-            generator.levels(5, solver, **asked)
+            levels(5, solver, **asked)
     with pytest.raises(ValueError, match="at most 50"):
-        generator.levels(51, "lcm")
+        levels(51, "lcm")
     x, cond, null = latents(1, 4, 4, 4), conditioning(1), conditioning(1, seed=9)
     noise = [latents(1, 4, 4, 4, seed=20 + i) for i in range(4)]
-    plain = generator.sample(x, cond, null, solver="edm-heun", steps=4)
-    churned = generator.sample(x, cond, null, solver="edm-heun", steps=4, eta=1.0, noise=noise)
+    plain = generator.sample(x, cond, null, generator.plan(4, "edm-heun"))
+    churned = generator.sample(x, cond, null, generator.plan(4, "edm-heun", eta=1.0), noise=noise)
     assert churned.isfinite().all() and not torch.equal(plain, churned)

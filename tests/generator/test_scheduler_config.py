@@ -4,7 +4,7 @@ import diffusers
 import pytest
 import torch
 
-from t2i.diffusion.solvers import SOLVERS
+from t2i.diffusion.names import SOLVER_NAMES
 from t2i.generator.scheduler_config import CLASS_DEFAULTS, SchedulerConfig
 
 # What Stable Diffusion 1.5's folder holds.
@@ -43,7 +43,7 @@ def test_an_absent_key_means_what_it_means_to_the_class(name, keys, tmp_path):
         assert getattr(ours, key) == stock.config[key]
     torch.testing.assert_close(ours.schedule().alpha_bar[1:].float(), stock.alphas_cumprod, rtol=1e-4, atol=1e-7)
     assert ours.end == (0 if stock.config.get("set_alpha_to_one", True) else 1)
-    assert SOLVERS[ours.solver].diffusers == name
+    assert SOLVER_NAMES[ours.solver].diffusers == name
 
 
 def test_a_written_folder_is_a_whole_ddim_scheduler(tmp_path):

@@ -5,7 +5,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from t2i.conditioning import Conditioning
-from t2i.generator.prepared import remember_text
+from t2i.generator.kv_cache import cached_text
 from t2i.generator.unet import UNet
 from t2i.generator.unet_config import UNetConfig
 
@@ -162,39 +162,39 @@ def test_gradient_checkpointing_changes_memory_and_no_number():
 
 
 @pytest.mark.parametrize("keys", [{}, {"encoder_hid_dim": 12}, THREE], ids=["plain", "projector", "three levels"])
-def test_remembered_text_gives_the_same_floats(keys):
+def test_cached_text_gives_the_same_floats(keys):
     unet, x = small_unet(**keys), latents(2, 4, 8, 8)
     one, other = conditioning(2, seed=1), conditioning(2, seed=8)
-    remembered = remember_text(unet)
+    network_for = cached_text(unet)
     with torch.no_grad():
         for t, cond in [(900, one), (500, one), (500, other), (20, one)]:
             steps = torch.tensor([t, t])
-            assert torch.equal(remembered(x, steps, cond), unet(x, steps, cond))
+            assert torch.equal(network_for(cond)(x, steps, cond), unet(x, steps, cond))
 
 
-def test_remembered_text_is_computed_once_and_leaves_the_network_alone():
+def test_cached_text_is_computed_once_and_leaves_the_network_alone():
     unet, cond, runs = small_unet(encoder_hid_dim=12), conditioning(1), []
     before = unet.state_dict().keys()
     watched = [m.attn2.to_k for m in unet.modules() if hasattr(m, "attn2")] + [unet.encoder_hid_proj]
     for layer in watched:
         layer.register_forward_hook(lambda *_: runs.append(1))
-    remembered = remember_text(unet)
+    network_for = cached_text(unet)
     with torch.no_grad():
         for t in (9, 5, 1):
-            remembered(latents(1, 4, 4, 4), torch.tensor([t]), cond)
+            network_for(cond)(latents(1, 4, 4, 4), torch.tensor([t]), cond)
     assert len(runs) == len(watched) > 3
     assert unet.state_dict().keys() == before
     with torch.no_grad():
         for p in unet.parameters():
             p.mul_(1.01)
         fresh = unet(latents(1, 4, 4, 4), torch.tensor([1]), cond)
-        assert torch.equal(remember_text(unet)(latents(1, 4, 4, 4), torch.tensor([1]), cond), fresh)
+        assert torch.equal(cached_text(unet)(cond)(latents(1, 4, 4, 4), torch.tensor([1]), cond), fresh)
 
 
 def test_a_compiled_network_is_run_as_it_is():
     unet = small_unet()
     unet.compile()
-    assert remember_text(unet) is unet
+    assert cached_text(unet)(conditioning(1)) is unet
 
 
 REFUSED: dict[str, Any] = {

@@ -135,16 +135,16 @@ def test_another_size_is_cropped_and_said(ours):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strength": 0.5}, "strength is given without an image"),
-        ({"mask_image": half_mask()}, "mask is given without an image"),
-        ({"image": noise_picture(), "strength": 0.0}, "strength = 0.0 is not in 0..1"),
-        ({"image": noise_picture(), "strength": 1.1}, "strength = 1.1 is not in 0..1"),
-        ({"image": noise_picture(), "strength": 0.1}, "leaves no step to take"),
-        ({"image": noise_picture(), "mask_image": half_mask((8, 16))}, "mask is 8x16, but image 16x16"),
-        ({"image": noise_picture(), "mask_image": Image.new("L", (16, 16))}, "mask has nothing white"),
-        ({"image": torch.zeros(3, 8, 8)}, r"image has shape \(3, 8, 8\)"),
+        ({"strength": 0.5}, "image: needed where strength is given"),
+        ({"mask_image": half_mask()}, "image: needed where mask_image is given"),
+        ({"image": noise_picture(), "strength": 0.0}, "strength = 0.0: not in 0..1"),
+        ({"image": noise_picture(), "strength": 1.1}, "strength = 1.1: not in 0..1"),
+        ({"image": noise_picture(), "strength": 0.1}, "leaves none of 5 steps"),
+        ({"image": noise_picture(), "mask_image": half_mask((8, 16))}, "mask_image: is 8x16, but the image 16x16"),
+        ({"image": noise_picture(), "mask_image": Image.new("L", (16, 16))}, "mask_image: has nothing white"),
+        ({"image": torch.zeros(3, 8, 8)}, r"image: has shape \(3, 8, 8\)"),
         ({"image": torch.full((3, 16, 16), 2.0)}, r"outside of \[-1, 1\]"),
-        ({"image": "cat.png"}, "image is str"),
+        ({"image": "cat.png"}, "image: str, not"),
     ],
 )
 def test_faults_are_named(ours, options, message):
@@ -153,7 +153,7 @@ def test_faults_are_named(ours, options, message):
 
 
 def test_a_unet_for_inpainting_needs_picture_and_mask(nine):
-    with pytest.raises(ValueError, match="trained for inpainting: give image and mask"):
+    with pytest.raises(ValueError, match="image: needed beside a mask, as this U-Net was trained for inpainting"):
         nine[0]("x")
-    with pytest.raises(ValueError, match="trained for inpainting: give mask"):
+    with pytest.raises(ValueError, match="mask_image: needed, as this U-Net was trained for inpainting"):
         nine[0]("x", image=noise_picture())

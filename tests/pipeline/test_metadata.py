@@ -12,12 +12,10 @@ from hypothesis import settings as effort
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from t2i.diffusion.solvers import SOLVERS, parse_solver
+from t2i.diffusion.names import SOLVER_NAMES, parse_solver
 from t2i.pipeline.metadata import from_a1111, read_png, request_from, to_a1111, to_texts
-from t2i.pipeline.metadata.a1111 import solver_of
-from t2i.pipeline.metadata.fields import LABELS, MOST_TEXT
-from t2i.pipeline.metadata.foreign import FOOOCUS_SOLVERS, INVOKEAI_SOLVERS
-from t2i.pipeline.outputs import Pictures
+from t2i.pipeline.metadata.fields import MOST_TEXT, solver_settings
+from t2i.pipeline.outputs import ImageFolder
 from tests.hang import no_hang
 
 OURS = {
@@ -76,7 +74,7 @@ def with_chunk(path, kind, data):
     TEXTS,
     st.integers(1, 1000),
     st.floats(0, 1000),
-    st.sampled_from(sorted(LABELS)),
+    st.sampled_from(sorted(SOLVER_NAMES)),
     st.sampled_from([None, "karras", "exponential"]),
     st.integers(0, 2**63 - 1),
     TEXTS,
@@ -124,15 +122,13 @@ def test_the_keys_that_only_we_read_are_written_only_where_they_are_needed():
         assert "t2i prompt" in text and "\0" not in text
 
 
-def test_solvers_are_called_as_in_their_own_table():
-    assert {name: solver.label for name, solver in SOLVERS.items()} == LABELS
-    for label in (*LABELS.values(), "DPM++ 2M Karras", "Euler Exponential"):
-        assert tuple((solver_of(label) | {"sigmas": None} | solver_of(label)).values()) == parse_solver(label)
-    for name, solver in {**INVOKEAI_SOLVERS, **FOOOCUS_SOLVERS}.items():
-        try:
-            assert parse_solver(name)[0] == solver
-        except ValueError:
-            assert name.startswith("k_") or name in FOOOCUS_SOLVERS  # older or other programs' names
+def test_solvers_are_known_by_other_programs_names():
+    for names in SOLVER_NAMES.values():
+        for name in (names.label, *names.others, f"{names.label} Karras"):
+            found = solver_settings(name)
+            assert found == {} or (found["solver"], found.get("sigmas")) == parse_solver(name)
+    assert solver_settings("DPM++ 2M Karras") == {"solver": "dpm++2m", "sigmas": "karras"}
+    assert solver_settings("k_dpmpp_2_a") == {"solver": "dpm++2s"} and solver_settings("Restart") == {}
 
 
 @pytest.mark.parametrize("name", ["prompt", "negative"])
@@ -141,12 +137,12 @@ def test_half_a_character_is_refused_before_anything_is_written(tmp_path, name):
     with pytest.raises(ValueError, match="lone surrogate, at 2"):
         to_a1111(broken)
     with pytest.raises(ValueError, match=f"{name} = .*lone surrogate"):
-        Pictures(tmp_path).add(Image.new("RGB", (3, 2)), broken)
+        ImageFolder(tmp_path).add(Image.new("RGB", (3, 2)), broken)
     assert list(tmp_path.iterdir()) == []
     escaped = json.dumps({"schema_version": 1} | broken)
     with pytest.raises(ValueError, match="lone surrogate"):
         read_png(png(tmp_path / "x.png", {"t2i": escaped}))
-    with pytest.raises(ValueError, match="and a picture holds 1048576"):
+    with pytest.raises(ValueError, match="and an image holds 1048576"):
         to_texts(OURS | {"prompt": "x" * MOST_TEXT})
 
 
@@ -299,8 +295,8 @@ def ours(**other):
     [
         ({}, "holds no settings of t2i, A1111, InvokeAI or Fooocus$"),
         ({"workflow": "{}"}, "a ComfyUI graph is in it"),
-        ({"t2i": "{"}, "is no JSON"),
-        ({"t2i": "[]"}, "is no JSON object"),
+        ({"t2i": "{"}, "is not JSON"),
+        ({"t2i": "[]"}, "is not a JSON object"),
         ({"t2i": "{}"}, "schema_version = null is not a whole number"),
         ({"t2i": ours(cfg=float("nan"))}, "holds NaN"),
         ({"t2i": ours(cfg=1).replace('"cfg": 1', '"cfg": 1e999')}, "holds 1e999, which is too large"),
@@ -325,8 +321,8 @@ def ours(**other):
         ({"parameters": "x\nSteps: 3, Sampler: Euler, CFG scale: 1e999"}, "CFG scale = .* is not"),
         ({"parameters": "x\nSteps: 3, Sampler: Euler, Size: 99999x9"}, "Size = .* is not WxH"),
         ({"invokeai_metadata": json.dumps(INVOKEAI | {"steps": {}})}, "steps = {} is not a whole number"),
-        ({"sd-metadata": '{"image": []}'}, "its `image` is no JSON object"),
-        ({"sd-metadata": '{"image": {"prompt": [1]}}'}, "no list of prompts"),
+        ({"sd-metadata": '{"image": []}'}, "its `image` is not a JSON object"),
+        ({"sd-metadata": '{"image": {"prompt": [1]}}'}, "not a list of prompts"),
         ({"Dream": "x" * 200_000}, "longer than 100000"),
         ({"parameters": json.dumps(FOOOCUS | {"seed": "-5"})}, "seed = -5 is not in"),
     ],
@@ -448,7 +444,7 @@ def mutated(rng, data):
 
 def test_the_request_of_a_picture(tmp_path):
     asked = OURS | {"guidance_interval": (0.2, 0.8), "long_prompts": True, "dtype": "float32", "new": 3}
-    found = read_png(Pictures(tmp_path).add(Image.new("RGB", (3, 2)), asked))
+    found = read_png(ImageFolder(tmp_path).add(Image.new("RGB", (3, 2)), asked))
     assert found.ignored == ["new = 3"]
     assert request_from(found.settings) == {
         "prompts": [OURS["prompt"]], "negative": "blurry", "steps": 20, "cfg": 7.5, "solver": "dpm++2m",

@@ -6,10 +6,11 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from t2i.diffusion.solvers import SOLVERS
+from t2i.pipeline import settings
 from t2i.pipeline.metadata import OPTIONS, read_png, request_from, to_a1111
 from t2i.pipeline.metadata.a1111 import KEYS
-from t2i.pipeline.metadata.fields import FIELDS, FILES
-from t2i.pipeline.outputs import Pictures
+from t2i.pipeline.outputs import ImageFolder
+from t2i.pipeline.settings import FILES
 
 SHARES = st.floats(0, 1)
 SEEDS = st.integers(0, 2**63 - 1)
@@ -83,13 +84,13 @@ BARE = {"prompt": "", "steps": 1, "cfg": 0.0, "solver": "ddim", "seed": 0, "size
 
 
 def test_no_setting_is_left_out_here():
-    assert {*REQUIRED, *OPTIONAL, *FILES, *(f"{name}_sha256" for name in FILES)} == set(FIELDS)
-    assert set(OPTIONS) < set(FIELDS)
+    assert {*REQUIRED, *OPTIONAL, *FILES, *(f"{name}_sha256" for name in FILES)} == set(settings.SETTINGS)
+    assert set(OPTIONS) < set(settings.SETTINGS)
 
 
 def check_ours(folder, asked):
     """As `t2i generate` writes a picture and reads it again."""
-    path = Pictures(folder).add(Image.new("L", (1, 1)), asked)
+    path = ImageFolder(folder).add(Image.new("L", (1, 1)), asked)
     found = read_png(path)
     assert (found.source, found.ignored) == ("t2i", [])
     assert found.settings == {"schema_version": 1} | asked

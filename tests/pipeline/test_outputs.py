@@ -7,7 +7,7 @@ from PIL import Image
 
 from t2i.errors import RunFailed
 from t2i.pipeline.metadata import read_png, to_texts
-from t2i.pipeline.outputs import Pictures, read_settings
+from t2i.pipeline.outputs import ImageFolder, read_settings
 
 ASKED = {"prompt": "a 🦊", "negative": "", "steps": 3, "cfg": 2.0, "solver": "ddim", "seed": 7, "size": "3x2"}
 
@@ -17,7 +17,7 @@ def picture(colour="red"):
 
 
 def test_both_texts_and_the_line(tmp_path):
-    path = Pictures(tmp_path).add(picture(), ASKED)
+    path = ImageFolder(tmp_path).add(picture(), ASKED)
     with Image.open(path) as found:
         assert found.text == to_texts(ASKED) and list(found.text) == ["t2i", "parameters"]
         assert found.getpixel((0, 0)) == (255, 0, 0)
@@ -27,12 +27,12 @@ def test_both_texts_and_the_line(tmp_path):
 
 
 def test_the_same_request_is_the_same_file(tmp_path):
-    first, second = (Pictures(tmp_path / name).add(picture(), ASKED).read_bytes() for name in "ab")
+    first, second = (ImageFolder(tmp_path / name).add(picture(), ASKED).read_bytes() for name in "ab")
     assert first == second
 
 
 def test_without_metadata_the_picture_says_nothing_and_the_line_all(tmp_path):
-    path = Pictures(tmp_path).add(picture(), ASKED, metadata=False)
+    path = ImageFolder(tmp_path).add(picture(), ASKED, metadata=False)
     assert b"tEXt" not in path.read_bytes() and b"iTXt" not in path.read_bytes()
     for read in (read_png, read_settings):
         with pytest.raises(ValueError, match="holds no settings of t2i"):
@@ -41,10 +41,10 @@ def test_without_metadata_the_picture_says_nothing_and_the_line_all(tmp_path):
 
 
 def test_pictures_are_added_and_what_appears_meanwhile_is_kept(tmp_path):
-    pictures = Pictures(tmp_path)
+    pictures = ImageFolder(tmp_path)
     pictures.add(picture(), ASKED)
     (tmp_path / "00001-7.png").write_bytes(b"theirs")
     with pytest.raises(RunFailed, match="written by another process"):
         pictures.add(picture("blue"), ASKED)
     assert (tmp_path / "00001-7.png").read_bytes() == b"theirs"
-    assert Pictures(tmp_path).add(picture("blue"), ASKED).name == "00002-7.png"
+    assert ImageFolder(tmp_path).add(picture("blue"), ASKED).name == "00002-7.png"

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from t2i.conditioning import Conditioning
+from t2i.diffusion.names import SOLVER_NAMES
 from t2i.diffusion.solvers import SOLVERS
 from t2i.pipeline import Pipeline
 
@@ -23,7 +24,7 @@ from .stock import load_stock, write_stock
 from .tiny import apart
 
 KINDS = ("sd1", "sd2", "sd2-v", "t5")
-SHARED = [name for name, solver in SOLVERS.items() if solver.diffusers is not None]
+SHARED = [name for name, names in SOLVER_NAMES.items() if names.diffusers is not None]
 MORE = {"dpm++2m-sde": {"algorithm_type": "sde-dpmsolver++"}, "plms": {"skip_prk_steps": True}}
 PROMPTS = ["a red circle", "a blue square on grey"]
 NEGATIVE = "two green triangles"
@@ -58,7 +59,7 @@ def generators(*seeds):
 
 def stock_run(stock, solver, prompts, seeds, pipeline_class=None, **options) -> torch.Tensor:
     """Stock's latents with another solver on its loaded folder."""
-    scheduler = getattr(diffusers, SOLVERS[solver].diffusers or "")
+    scheduler = getattr(diffusers, SOLVER_NAMES[solver].diffusers or "")
     parts = stock.components | {"scheduler": scheduler.from_config(stock.scheduler.config, **MORE.get(solver, {}))}
     pipeline = (pipeline_class or type(stock))(**parts, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
@@ -205,7 +206,7 @@ def test_every_way_by_every_solver_is_stocks(pairs, kind, way, solver, strength)
 @pytest.mark.parametrize("solver", BETWEEN)
 def test_stock_blending_after_whole_steps_alone(pairs, monkeypatch, solver):
     """That what is between a step's evaluations is all that differs: with it put back, stock's latents are ours."""
-    found, kind = [], getattr(diffusers, SOLVERS[solver].diffusers or "")
+    found, kind = [], getattr(diffusers, SOLVER_NAMES[solver].diffusers or "")
     step = kind.step
 
     def watched(*args, **options):

@@ -76,18 +76,18 @@ def test_prompts_are_read_as_asked(ours, option):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variation_strength": 0.5}, "belong together"),
-        ({"variation_seeds": 1}, "belong together"),
-        ({"variation_seeds": 1, "variation_strength": 2.0}, r"variation_strength = 2.0 is not in 0\.\.1"),
-        ({"variation_seeds": [1, 2], "variation_strength": 0.5}, "variation_seeds has 2 entries for 1 pictures"),
-        ({"towards": [("y", 1.5)]}, "the share 1.5 of the way to 'y'"),
-        ({"towards": [None, None]}, "towards has 2 entries"),
+        ({"variation_strength": 0.5}, "variation_seeds: needed"),
+        ({"variation_seeds": 1}, "variation_strength: needed, above 0"),
+        ({"variation_seeds": 1, "variation_strength": 2.0}, r"variation_strength = 2.0: not in 0\.\.1"),
+        ({"variation_seeds": [1, 2], "variation_strength": 0.5}, "variation_seeds: has 2 entries for 1 images"),
+        ({"towards": [("y", 1.5)]}, "the fraction 1.5 of the way to 'y'"),
+        ({"towards": [None, None]}, "towards: has 2 entries"),
         ({"guidance_rescale": 2.0}, "guidance_rescale = 2.0"),
         ({"spacing": "even"}, "'even'"),
         ({"sigmas": "even"}, "'even'"),
         ({"clip_skip": 9}, "clip skip = 9"),
         ({"clip_skip": 0}, "clip skip = 0"),
-        ({"prompt_syntax": "b"}, "prompt_syntax = 'b' is unknown"),
+        ({"prompt_syntax": "b"}, "prompt_syntax = 'b': unknown"),
     ],
 )
 def test_faults_are_named(ours, options, message):

@@ -1,4 +1,4 @@
-"""The texts inside a PNG (tEXt, zTXt, iTXt), and the EXIF comment of a JPEG or WebP, from an unknown hand."""
+"""The texts inside a PNG (tEXt, zTXt, iTXt), and the EXIF comment of a JPEG or WebP; all of them untrusted."""
 
 import os
 import zlib
@@ -15,9 +15,9 @@ MOST_ENTRIES = 1000  # of an EXIF folder
 
 
 def read_texts(path: str | Path, wanted: Collection[str]) -> tuple[dict[str, str], list[str]]:
-    """The texts by their keys, of the last with each key, and the keys that are not wanted or come again.
+    """Returns the texts under the keys `wanted`, the last of each, and the keys that are not wanted or repeated.
 
-    A PNG is read to its end and every checksum tested. ValueError names the file and what is wrong with it.
+    A PNG is read to its end and every checksum is tested. Raises ValueError that names the file and its fault.
     """
     try:
         if not Path(path).is_file():
@@ -39,7 +39,7 @@ def read_texts(path: str | Path, wanted: Collection[str]) -> tuple[dict[str, str
 
 
 class _Damaged(ValueError):
-    """What is wrong with a file, without its name."""
+    """The fault of a file, without its name."""
 
 
 def _exactly(file: BinaryIO, count: int, what: str) -> bytes:
@@ -68,21 +68,21 @@ def _png_texts(file: BinaryIO, wanted: Collection[str]) -> tuple[dict[str, str],
             continue
         if (count := count + 1) > MOST_CHUNKS:
             raise _Damaged(f"holds more than {MOST_CHUNKS} chunks of text")
-        key, found = _text(kind, data, wanted, room)
-        if found is None or key in texts:
+        key, content = _text(kind, data, wanted, room)
+        if content is None or key in texts:
             others.append(key)
-        if found is not None:
-            room -= len(found.encode())
-            texts[key] = found
+        if content is not None:
+            room -= len(content.encode())
+            texts[key] = content
     return texts, others
 
 
 def _checksummed(file: BinaryIO, kind: bytes, length: int, keep: bool) -> bytes:
-    """The first 3 MiB of a chunk's data where it is kept; its checksum is tested in any case."""
-    crc, parts, left = zlib.crc32(kind), [], length
-    while left:
-        part = _exactly(file, min(left, 2**20), f"its chunk {kind.decode()}")
-        crc, left = zlib.crc32(part, crc), left - len(part)
+    """Returns the first 3 MiB of a chunk's data if it is kept; its checksum is tested in any case."""
+    crc, parts, remaining = zlib.crc32(kind), [], length
+    while remaining:
+        part = _exactly(file, min(remaining, 2**20), f"its chunk {kind.decode()}")
+        crc, remaining = zlib.crc32(part, crc), remaining - len(part)
         if keep and len(parts) < 3:  # MiB; a text that is read has no more
             parts.append(part)
     if int.from_bytes(_exactly(file, 4, f"the checksum of its chunk {kind.decode()}")) != crc:
@@ -91,8 +91,8 @@ def _checksummed(file: BinaryIO, kind: bytes, length: int, keep: bool) -> bytes:
 
 
 def _text(kind: bytes, data: bytes, wanted: Collection[str], room: int) -> tuple[str, str | None]:
-    """The key and the text of a chunk (PNG 3rd edition, 11.3.3), None where it is not wanted."""
-    raw_key, separator, rest = data.partition(b"\0")
+    """Returns the key and the text of a chunk (PNG 3rd edition, 11.3.3), None if it is not wanted."""
+    raw_key, separator, body = data.partition(b"\0")
     key = raw_key[:79].decode("latin-1")
     if not separator:
         raise _Damaged(f"damaged PNG (a chunk {kind.decode()} without a text)")
@@ -102,46 +102,46 @@ def _text(kind: bytes, data: bytes, wanted: Collection[str], room: int) -> tuple
         raise _Damaged(f"holds more than {MOST_TEXT} bytes of text")
     packed = kind == b"zTXt"
     if kind == b"zTXt":
-        method, rest = rest[:1], rest[1:]
+        method, body = body[:1], body[1:]
     elif kind == b"iTXt":
-        packed, method, rest = rest[:1] == b"\1", rest[1:2], rest[2:].split(b"\0", 2)[-1]
+        packed, method, body = body[:1] == b"\1", body[1:2], body[2:].split(b"\0", 2)[-1]
     else:
         method = b"\0"
     if method != b"\0":
         raise _Damaged(f"damaged PNG (text {key!r}: unknown compression)")
     if packed:
-        rest = _inflate(rest, key, room)
+        body = _inflate(body, key, room)
     try:
-        found = rest.decode("utf-8" if kind == b"iTXt" else "latin-1")
+        content = body.decode("utf-8" if kind == b"iTXt" else "latin-1")
     except UnicodeDecodeError:
         raise _Damaged(f"text {key!r} is not UTF-8") from None
-    if len(found.encode()) > room:
+    if len(content.encode()) > room:
         raise _Damaged(f"holds more than {MOST_TEXT} bytes of text")
-    return key, found
+    return key, content
 
 
 def _inflate(data: bytes, key: str, room: int) -> bytes:
     stream = zlib.decompressobj()
     try:
-        found = stream.decompress(data, room + 1)
+        inflated = stream.decompress(data, room + 1)
     except zlib.error as error:
         raise _Damaged(f"damaged PNG (text {key!r}: {error})") from None
-    if len(found) > room:
+    if len(inflated) > room:
         raise _Damaged(f"holds more than {MOST_TEXT} bytes of text")
     if not stream.eof:
         raise _Damaged(f"damaged PNG (text {key!r} is cut off)")
-    return found
+    return inflated
 
 
 def _jpeg_exif(file: BinaryIO) -> bytes:
-    """The EXIF segment of a JPEG; empty without one."""
+    """Returns the EXIF segment of a JPEG; empty without one."""
     file.seek(2)
     for _ in range(MOST_CHUNKS):
         mark = _exactly(file, 4, "a segment's head")
         length = int.from_bytes(mark[2:]) - 2
         if mark[0] != 0xFF or length < 0:
             raise _Damaged("damaged JPEG (no segment where one should be)")
-        if mark[1] == 0xDA:  # the picture itself
+        if mark[1] == 0xDA:  # the image itself
             return b""
         data = _exactly(file, length, "a segment")
         if mark[1] == 0xE1 and data.startswith(b"Exif\0\0"):
@@ -150,7 +150,7 @@ def _jpeg_exif(file: BinaryIO) -> bytes:
 
 
 def _webp_exif(file: BinaryIO) -> bytes:
-    """The EXIF chunk of a WebP; empty without one."""
+    """Returns the EXIF chunk of a WebP; empty without one."""
     file.seek(12)
     for _ in range(MOST_CHUNKS):
         head = file.read(8)
@@ -168,7 +168,7 @@ def _webp_exif(file: BinaryIO) -> bytes:
 
 
 def _exif_texts(exif: bytes) -> dict[str, str]:
-    """The user's comment as A1111's text, the maker's note as Fooocus's scheme, from EXIF's first two folders."""
+    """Returns the user's comment as A1111's text and the maker's note as Fooocus's scheme, of two EXIF folders."""
     if not exif:
         return {}
     orders: dict[bytes, str] = {b"II*\0": "little", b"MM\0*": "big"}
@@ -181,7 +181,7 @@ def _exif_texts(exif: bytes) -> dict[str, str]:
             raise _Damaged("damaged EXIF (an entry outside of it)")
         return int.from_bytes(exif[at : at + size], "little" if order == "little" else "big")
 
-    found: dict[int, bytes] = {}
+    entries: dict[int, bytes] = {}
     folders = [number(4, 4)]
     while folders:
         start = folders.pop()
@@ -193,16 +193,16 @@ def _exif_texts(exif: bytes) -> dict[str, str]:
                 place = at + 8 if length <= 4 else number(at + 8, 4)
                 if place + length > len(exif):
                     raise _Damaged("damaged EXIF (a text outside of it)")
-                found[tag] = exif[place : place + length]
-    texts = {name: _comment(found[tag]) for tag, name in ((USER_COMMENT, "parameters"), (MAKER_NOTE, "fooocus_scheme"))
-             if tag in found}  # fmt: skip
+                entries[tag] = exif[place : place + length]
+    names = {USER_COMMENT: "parameters", MAKER_NOTE: "fooocus_scheme"}
+    texts = {name: _comment(entries[tag]) for tag, name in names.items() if tag in entries}
     if texts.get("fooocus_scheme") not in ("fooocus", "a1111"):
         texts.pop("fooocus_scheme", None)  # a camera's
     return texts
 
 
 def _comment(data: bytes) -> str:
-    """EXIF 2.3's UserComment by its 8 bytes of code, or plain ASCII; UTF-16 in the order that makes Latin letters."""
+    """Decodes EXIF 2.3's UserComment by its 8 bytes of code, or plain ASCII; UTF-16 in the order of Latin letters."""
     code, body = data[:8], data[8:]
     if len(data) > 2 * MOST_TEXT:
         raise _Damaged(f"holds more than {MOST_TEXT} bytes of text")

@@ -1,0 +1,93 @@
+"""Options of verbs out of the table of settings, and the values that they stand for."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from t2i.errors import ConfigError
+from t2i.pipeline.settings import SETTINGS
+
+DTYPES = {
+    "fp32": "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "float32": "float32",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+}
+
+
+def option(name: str, help: str | None = None) -> Any:
+    """Returns the option of a setting; `help` replaces the table's text where a verb differs."""
+    setting = SETTINGS[name]
+    return typer.Option(
+        *setting.flags, help=help or setting.help, metavar=setting.metavar, rich_help_panel=setting.panel
+    )
+
+
+def given_settings(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings that were given among a verb's arguments, parsed, under their names."""
+    values: dict[str, Any] = {}
+    for name, setting in SETTINGS.items():
+        value = arguments.get(setting.flag[2:].replace("-", "_")) if setting.flags else None
+        if value is not None and value != []:
+            values[name] = PARSERS[name](value) if name in PARSERS else value
+    return values
+
+
+def parse_size(size: str | None) -> tuple[int | None, int | None]:
+    """Returns (width, height) of "WxH"."""
+    if size is None:
+        return None, None
+    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", size)
+    if not match:
+        raise ConfigError("size", "not WxH, for example 64x64", size)
+    return int(match[1]), int(match[2])
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """Returns the file and the weight of "FILE:WEIGHT", by default 1."""
+    name, colon, number = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return Path(text), 1.0
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    if not abs(weight) <= 1000:
+        raise ValueError(f"{text!r} is not FILE or FILE:WEIGHT with a weight in -1000..1000, for example {name}:0.8")
+    return Path(name), weight
+
+
+def parse_interval(interval: str) -> list[float]:
+    """Returns [lo, hi] of "LO,HI"."""
+    try:
+        low, high = map(float, interval.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ConfigError("guidance_interval", "not LO,HI, for example 0.2,0.8", interval)
+    return [low, high]
+
+
+def check_dtype(dtype: str | None) -> str | None:
+    """Returns the whole name of a dtype."""
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError("dtype", f"unknown; choose one of {', '.join(DTYPES)}", dtype)
+    return None if dtype is None else DTYPES[dtype]
+
+
+def _plain_size(size: str) -> str:
+    width, height = parse_size(size)
+    return f"{width}x{height}"
+
+
+PARSERS = {
+    "size": _plain_size,
+    "guidance_interval": parse_interval,
+    "loras": lambda texts: [parse_lora(text) for text in texts],
+    "dtype": check_dtype,
+}
