@@ -34,20 +34,20 @@ from t2i.text.t5 import SHARED, TIED
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is asked for."""
+    """The arguments of a conversion."""
 
     src: Path
     dst: Path
     single: bool
     dtype: str | None
     shard_size: int | None
-    how: Reading
+    reading: Reading
     ema: bool
     loras: tuple[tuple[Path, float], ...] = ()
 
 
 def run(asked: Conversion, overwrite: bool) -> None:
-    """Convert, and say what was ignored or inferred and what was written."""
+    """Converts a model; reports what was ignored, inferred and written."""
     check_place(asked, overwrite)
     stored = read(asked)
     dtype = None if asked.dtype is None else getattr(torch, asked.dtype)
@@ -58,7 +58,7 @@ def run(asked: Conversion, overwrite: bool) -> None:
     else:
         write(stored, asked.dst, dtype, asked.shard_size)
         if stored.defaults is not None:
-            say(f"{OWN} is written beside, which t2i alone reads")
+            say(f"{OWN} is written too, which only t2i reads")
     for path in [asked.dst] if asked.single else sorted(asked.dst.rglob("*.safetensors")):
         with safe_open(path, "pt") as file:
             kinds = Counter(file.get_slice(key).get_dtype() for key in file.keys())  # noqa: SIM118
@@ -67,63 +67,67 @@ def run(asked: Conversion, overwrite: bool) -> None:
 
 
 def check_place(asked: Conversion, overwrite: bool) -> None:
-    """Refuse to write over what is there, unless it is asked for and is a model."""
+    """Raises ValueError rather than overwrite DST, unless `overwrite` and DST is a model."""
     src, dst = asked.src, asked.dst
     if not os.path.lexists(dst):
         return
     if src.exists() and (dst.samefile(src) or dst.resolve() in src.resolve().parents):
         raise ValueError(f"{dst}: holds or is SRC itself; write to another place")
     if not overwrite:
-        raise ValueError(f"{dst}: is there already; --overwrite replaces it")
+        raise ValueError(f"{dst}: exists already; --overwrite replaces it")
     if asked.single and not dst.is_file():
-        raise ValueError(f"{dst}: is no file; it is not replaced")
+        raise ValueError(f"{dst}: is not a file; it is not replaced")
     if not asked.single and not (dst / INDEX).is_file() and (not dst.is_dir() or any(dst.iterdir())):
-        raise ValueError(f"{dst}: is no model's folder (it has no {INDEX}); it is not replaced")
+        raise ValueError(f"{dst}: is not a model's folder (it has no {INDEX}); it is not replaced")
 
 
 def read(asked: Conversion) -> Stored:
-    """The whole source, checked, with its tensors in the dtypes that they have."""
-    how = asked.how
-    place = locate(asked.src, variant=how.variant, revision=how.revision)
+    """Returns the whole source, checked, with its tensors in their own dtypes."""
+    reading = asked.reading
+    place = locate(asked.src, variant=reading.variant, revision=reading.revision)
     if place.is_dir() and (run := read_pointer(place)) is not None:
         if run.embeddings:
             raise ValueError(
-                f"{place}: a new word, which stands beside its model: convert {run.model}, and draw with "
+                f"{place}: a textual inversion, which is separate from its model: convert {run.model}, and draw with "
                 f"--embedding {run.embeddings[0]}"
             )
         asked = replace(asked, loras=(*((file, 1.0) for file in run.loras), *asked.loras))
-        place = locate(run.model, variant=how.variant)
+        place = locate(run.model, variant=reading.variant)
     if place.is_dir():
         if asked.ema:
             raise ValueError(f"{place}: is a folder, which holds one U-Net; --ema is for single files")
         pipeline = Pipeline.from_pretrained(
-            place, variant=how.variant, config=how.config, prediction_type=how.prediction
+            place, variant=reading.variant, config=reading.config, prediction_type=reading.prediction
         )
-        _say(pipeline)
-        stored = from_folder(pipeline, place, how.variant)
+        _report(pipeline)
+        stored = from_folder(pipeline, place, reading.variant)
         merge(stored, pipeline, asked.loras)
         return stored
-    found = read_pickle(place, asked) if place.suffix in PICKLES else read_file(place, place, asked)
-    pipeline = Pipeline.of(from_checkpoint(found, place, how.config, None), place)
-    _say(pipeline)
-    defaults = None if found.defaults is None else pipeline.defaults
+    checkpoint = read_pickle(place, asked) if place.suffix in PICKLES else read_file(place, place, asked)
+    pipeline = Pipeline.of(from_checkpoint(checkpoint, place, reading.config, None), place)
+    _report(pipeline)
+    defaults = None if checkpoint.defaults is None else pipeline.defaults
     stored = Stored(
-        networks(pipeline), pipeline.text_encoder.tokenizer, pipeline.text_encoder.classes, found.scheduler, defaults
+        networks(pipeline),
+        pipeline.text_encoder.tokenizer,
+        pipeline.text_encoder.classes,
+        checkpoint.scheduler,
+        defaults,
     )
     merge(stored, pipeline, asked.loras)
     return stored
 
 
 def merge(stored: Stored, pipeline: Pipeline, loras: Sequence[tuple[Path, float]]) -> None:
-    """Add LoRAs to the tensors as they are stored, one after the other."""
-    tensors = {name: found for name, (_, found) in stored.networks.items()}
+    """Merges LoRAs into the stored tensors, one after the other."""
+    tensors = {name: stored_tensors for name, (_, stored_tensors) in stored.networks.items()}
     for file, weight in loras:
         lora = read_lora(file, pipeline.networks)
         merge_tensors(tensors, pipeline.networks, lora, weight)
         say(lora_line(file, lora, weight))
 
 
-def _say(pipeline: Pipeline) -> None:
+def _report(pipeline: Pipeline) -> None:
     for line in pipeline.report:
         say(f"model: {line}")
 
@@ -145,51 +149,53 @@ def read_pickle(path: Path, asked: Conversion) -> Checkpoint:
 
 def read_file(file: Path, original: Path, asked: Conversion) -> Checkpoint:
     """Returns the contents of a single file, or of a copy of the tensors of `original`, in the dtypes that it has."""
-    how = asked.how
-    return read_single_file(file, config=how.config, prediction=how.prediction, ema=asked.ema, original=original)
+    reading = asked.reading
+    return read_single_file(
+        file, config=reading.config, prediction=reading.prediction, ema=asked.ema, original=original
+    )
 
 
 def networks(pipeline: Pipeline) -> dict[str, tuple[dict[str, Any], dict[str, Tensor]]]:
-    """Every network's config.json and its tensors."""
+    """Returns every network's config.json and its tensors."""
     parts: dict[str, Component] = {"unet": pipeline.generator.unet, "vae": pipeline.autoencoder}
-    found = {
+    configs = {
         name: ({"_class_name": part.diffusers_class} | part.config.model_dump(mode="json"), part.state_dict())
         for name, part in parts.items()
     }
     text = pipeline.text_encoder
-    # Without a dtype transformers takes the file's, and a stock pipeline mixes half with its own float32.
-    return found | {"text_encoder": (text.file_config() | {"dtype": "float32"}, text.named_tensors())}
+    # Without a dtype transformers takes the file's, and diffusers' pipeline mixes half with its own float32.
+    return configs | {"text_encoder": (text.file_config() | {"dtype": "float32"}, text.named_tensors())}
 
 
 def from_folder(pipeline: Pipeline, place: Path, variant: str | None) -> Stored:
-    """What a folder holds, of which `pipeline` is in float32."""
+    """Returns the contents of a folder in their own dtypes; `pipeline` holds them in float32."""
     text = pipeline.text_encoder
     if text.classes["text_encoder"][0] != "transformers":
-        raise ValueError(f"{place / 'text_encoder'}: {type(text).__name__} is no text encoder that others can read")
-    found = networks(pipeline)
+        raise ValueError(f"{place / 'text_encoder'}: {type(text).__name__} cannot be read by other programs")
+    parts_in_files = networks(pipeline)
     of = {name: variant if variant in weight_variants(place / name, file) else None for name, file in NETWORKS.items()}
     parts: dict[str, type[Component]] = {"unet": UNet, "vae": AutoencoderKL}
     for name, kind in parts.items():
-        found[name] = (found[name][0], kind.read(place / name, of[name]).state_dict())
-    there = read_tensors(place / "text_encoder", of["text_encoder"])
-    config, tensors = found["text_encoder"]
-    found["text_encoder"] = (
+        parts_in_files[name] = (parts_in_files[name][0], kind.read(place / name, of[name]).state_dict())
+    file_tensors = read_tensors(place / "text_encoder", of["text_encoder"])
+    config, tensors = parts_in_files["text_encoder"]
+    parts_in_files["text_encoder"] = (
         config,
-        {key: tensor.to(there[_name_in(key, there)].dtype) for key, tensor in tensors.items()},
+        {key: tensor.to(file_tensors[_name_in(key, file_tensors)].dtype) for key, tensor in tensors.items()},
     )
     defaults = pipeline.defaults if (place / OWN).is_file() else None
     scheduler = read_json(place / "scheduler" / "scheduler_config.json")
-    return Stored(found, text.tokenizer, text.classes, scheduler, defaults)
+    return Stored(parts_in_files, text.tokenizer, text.classes, scheduler, defaults)
 
 
-def _name_in(key: str, there: dict[str, Tensor]) -> str:
-    """What a text encoder's file calls a tensor."""
+def _name_in(key: str, file_tensors: dict[str, Tensor]) -> str:
+    """Returns the name of a tensor in a text encoder's file."""
     names = (key, key.removeprefix(PREFIX), TIED if key == SHARED else key)
-    return next(name for name in names if name in there)
+    return next(name for name in names if name in file_tensors)
 
 
 def check_range(stored: Stored, dtype: torch.dtype) -> None:
-    """Refuse a dtype in which finite weights become infinite."""
+    """Raises ValueError for a dtype in which finite weights become infinite."""
     most = torch.finfo(dtype).max
     for part, (_, tensors) in stored.networks.items():
         for key, tensor in tensors.items():
@@ -198,12 +204,12 @@ def check_range(stored: Stored, dtype: torch.dtype) -> None:
 
 
 def write_file(stored: Stored, dst: Path, dtype: torch.dtype | None) -> None:
-    """A single file, with all that its tensors do not say in its metadata."""
+    """Writes a single file, with configs, tokenizer and defaults in its metadata."""
     refuse_unwritable(dst, stored.networks)
     tokenizer = describe_tokenizer(stored.tokenizer)
     if "files" in tokenizer:
-        say("the tokenizer is not CLIP's own: it is written into the file's metadata, where t2i alone reads it")
+        say("the tokenizer is not CLIP's own: it is written into the file's metadata, where only t2i reads it")
     defaults = None if stored.defaults is None else stored.defaults.model_dump(mode="json", exclude_none=True)
     if defaults is not None:
-        say(f"{OWN} is written into the file's metadata, where t2i alone reads it")
+        say(f"{OWN} is written into the file's metadata, where only t2i reads it")
     write_single_file(dst, stored.networks, stored.scheduler, dtype=dtype, tokenizer=tokenizer, defaults=defaults)

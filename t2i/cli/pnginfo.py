@@ -1,4 +1,4 @@
-"""`t2i pnginfo FILE...`: the settings inside pictures."""
+"""`t2i pnginfo FILE...`: the settings inside images."""
 
 import json
 from pathlib import Path
@@ -13,31 +13,31 @@ def pnginfo(
     files: Annotated[
         list[Path], typer.Argument(metavar="FILE...", help="PNG; also JPEG and WebP of A1111 and Fooocus")
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="a JSON object a file, one a line")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each file, one a line")] = False,
 ) -> None:
-    """Print the settings inside pictures: of t2i, A1111, InvokeAI or Fooocus."""
+    """Print the settings inside images of t2i, A1111, InvokeAI or Fooocus."""
     from t2i.pipeline.metadata import read_png
 
     refused = []
     for file in files:
         try:
-            found = read_png(file)
+            image = read_png(file)
         except ValueError as error:
             refused.append(str(error))
             continue
         if as_json:
-            typer.echo(json.dumps({"file": str(file), **found._asdict()}))
+            typer.echo(json.dumps({"file": str(file), **image._asdict()}))
         else:
-            typer.echo(_listing(file, found))
+            typer.echo(_listing(file, image))
     if refused:
         raise ValueError("\n".join(map(printable, refused)))
 
 
-def _listing(file: Path, found: Any) -> str:
-    """A field a line, the lines of a value below each other."""
-    rows = [*found.settings.items(), *(("ignored", entry) for entry in found.ignored)]
+def _listing(file: Path, image: Any) -> str:
+    """Returns a line for each setting, the lines of a value below each other."""
+    rows = [*image.settings.items(), *(("ignored", entry) for entry in image.ignored)]
     width = max(len(name) for name, _ in rows) + 2
-    lines = [f"{printable(str(file))}: settings of {found.source}"]
+    lines = [f"{printable(str(file))}: settings of {image.source}"]
     for name, value in rows:
         written = printable(value if isinstance(value, str) else json.dumps(value))
         lines.append(f"  {name:{width}}" + written.replace("\n", "\n" + " " * (width + 2)))

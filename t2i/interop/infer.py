@@ -21,7 +21,7 @@ VIT_H_BLOCKS = 24  # of the OpenCLIP tower of SD 2, read at its penultimate
 
 
 class Family(NamedTuple):
-    """What the family fixes and no shape tells."""
+    """The parts of a config that a family fixes and no shape determines."""
 
     name: str
     width: int  # of the text states
@@ -33,14 +33,14 @@ SD2 = Family("Stable Diffusion 2", 1024, None)
 
 
 def context_width(shapes: Shapes) -> int | None:
-    """The width of the text states that cross-attention reads."""
+    """Returns the width of the text states that cross-attention reads."""
     ends = ".transformer_blocks.0.attn2.to_k.weight"
     keys = (key for key in shapes if key.startswith(keys_unet.PREFIX) and key.endswith(ends))
     return next((shapes[key][1] for key in keys if len(shapes[key]) == 2), None)
 
 
 def find_family(path: Path, shapes: Shapes) -> Family:
-    """SD 1 or 2, by the text tower's names and the width of its states; anything else needs its configs."""
+    """Returns SD 1 or 2, by the text tower's names and the width of its states; anything else needs its configs."""
     openclip = any(key.startswith(keys_text.OPENCLIP) for key in shapes)
     family, width = (SD2 if openclip else SD1), context_width(shapes)
     if width == family.width:
@@ -48,14 +48,14 @@ def find_family(path: Path, shapes: Shapes) -> Family:
     kind = "OpenCLIP" if openclip else "CLIP"
     raise ValueError(
         f"{path}: cross-attention reads states {width} wide, the text encoder is {kind}'s: "
-        f"neither Stable Diffusion 1 (CLIP, {SD1.width}) nor 2 (OpenCLIP, {SD2.width}), so its config cannot be told "
-        "from its shapes; give a diffusers folder with its JSON configs as --config DIR"
+        f"neither Stable Diffusion 1 (CLIP, {SD1.width}) nor 2 (OpenCLIP, {SD2.width}), so its config cannot be "
+        "inferred from its shapes; give a diffusers folder with its JSON configs as --config DIR"
     )
 
 
-def infer_unet(path: Path, found: Shapes, heads: int | None) -> dict[str, Any]:
-    """unet/config.json; `heads`: the number at every level, or None for heads 64 wide."""
-    shapes = {k.removeprefix(keys_unet.PREFIX): s for k, s in found.items() if k.startswith(keys_unet.PREFIX)}
+def infer_unet(path: Path, file_shapes: Shapes, heads: int | None) -> dict[str, Any]:
+    """Returns unet/config.json; `heads` is the number at every level, or None for heads 64 wide."""
+    shapes = {k.removeprefix(keys_unet.PREFIX): s for k, s in file_shapes.items() if k.startswith(keys_unet.PREFIX)}
     try:
         widths, layers, depths = down_levels(shapes)
         first, last, time = (shapes[k] for k in ("input_blocks.0.0.weight", "out.2.weight", "time_embed.0.weight"))
@@ -63,7 +63,7 @@ def infer_unet(path: Path, found: Shapes, heads: int | None) -> dict[str, Any]:
     except (KeyError, IndexError) as error:
         raise ValueError(
             f"{path}: the U-Net is not built as a Stable Diffusion's ({error} is missing or mis-shaped), so its config "
-            "cannot be told from its shapes; give a diffusers folder with its JSON configs as --config DIR"
+            "cannot be inferred from its shapes; give a diffusers folder with its JSON configs as --config DIR"
         ) from None
     linear = any(k.endswith(".1.proj_in.weight") and len(s) == 2 for k, s in shapes.items())
     middle = "middle_block.0.in_layers.0.weight" in shapes
@@ -79,7 +79,7 @@ def infer_unet(path: Path, found: Shapes, heads: int | None) -> dict[str, Any]:
         "down_block_types": ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in depths],
         "mid_block_type": "UNetMidBlock2DCrossAttn" if middle else None,
         "up_block_types": ["CrossAttnUpBlock2D" if up else "UpBlock2D" for up in ups],
-        "cross_attention_dim": context_width(found),
+        "cross_attention_dim": context_width(file_shapes),
         "attention_head_dim": heads if heads else [max(width // HEAD_WIDTH, 1) for width in widths],
         "use_linear_projection": linear,
         "time_embedding_dim": None if time[0] == 4 * widths[0] else time[0],
@@ -87,7 +87,7 @@ def infer_unet(path: Path, found: Shapes, heads: int | None) -> dict[str, Any]:
 
 
 def down_levels(shapes: Shapes) -> tuple[list[int], list[int], list[int]]:
-    """Of every level: its channels, its layers, and how deep its transformers are (0: it has none)."""
+    """Returns each level's channels, layers and transformer depth (0: no transformer)."""
     blocks = number(shapes, "input_blocks.")
     widths, layers, depths = [0], [0], [0]
     for n in range(1, blocks):
@@ -102,17 +102,17 @@ def down_levels(shapes: Shapes) -> tuple[list[int], list[int], list[int]]:
 
 
 def up_levels(shapes: Shapes, layers: list[int]) -> list[bool]:
-    """Whether each level of the way up attends to the text, the lowest resolution first."""
-    found, n = [], 0
+    """Returns for each up level, the lowest resolution first, True if it attends to the text."""
+    attending, n = [], 0
     for count in reversed(layers):
-        found.append(number(shapes, f"output_blocks.{n}.1.transformer_blocks.") > 0)
+        attending.append(number(shapes, f"output_blocks.{n}.1.transformer_blocks.") > 0)
         n += count + 1
-    return found
+    return attending
 
 
-def infer_vae(path: Path, found: Shapes, prefix: str = keys_vae.PREFIX) -> dict[str, Any]:
-    """vae/config.json, but for the latent scale, which no shape tells."""
-    shapes = {k.removeprefix(prefix): s for k, s in found.items() if k.startswith(prefix)}
+def infer_vae(path: Path, file_shapes: Shapes, prefix: str = keys_vae.PREFIX) -> dict[str, Any]:
+    """Returns vae/config.json without the latent scale, which no shape determines."""
+    shapes = {k.removeprefix(prefix): s for k, s in file_shapes.items() if k.startswith(prefix)}
     try:
         levels = range(number(shapes, "encoder.down."))
         return {
@@ -129,15 +129,17 @@ def infer_vae(path: Path, found: Shapes, prefix: str = keys_vae.PREFIX) -> dict[
     except (KeyError, IndexError) as error:
         raise ValueError(
             f"{path}: the autoencoder is not built as a Stable Diffusion's ({error} is missing or mis-shaped), so its "
-            "config cannot be told from its shapes; give a diffusers folder with its JSON configs as --config DIR"
+            "config cannot be inferred from its shapes; give a diffusers folder with its JSON configs as --config DIR"
         ) from None
 
 
-def infer_text(path: Path, found: Shapes) -> dict[str, Any]:
-    """text_encoder/config.json; of OpenCLIP's tower, if it is whole, without the last block."""
-    openclip = any(key.startswith(keys_text.OPENCLIP) for key in found)
+def infer_text(path: Path, file_shapes: Shapes) -> dict[str, Any]:
+    """Returns text_encoder/config.json; of a whole OpenCLIP tower without the last block."""
+    openclip = any(key.startswith(keys_text.OPENCLIP) for key in file_shapes)
     prefix = keys_text.OPENCLIP if openclip else keys_text.CLIP
-    shapes = {k.removeprefix(prefix).removeprefix(keys_text.TOWER): s for k, s in found.items() if k.startswith(prefix)}
+    shapes = {
+        k.removeprefix(prefix).removeprefix(keys_text.TOWER): s for k, s in file_shapes.items() if k.startswith(prefix)
+    }
     tokens, positions, blocks, inner = OPENCLIP_NAMES if openclip else CLIP_NAMES
     try:
         vocabulary, width = shapes[tokens]
@@ -162,10 +164,10 @@ def infer_text(path: Path, found: Shapes) -> dict[str, Any]:
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(
             f"{path}: the text encoder is not built as a Stable Diffusion's ({error} is missing or mis-shaped), so its "
-            "config cannot be told from its shapes; give a diffusers folder with its JSON configs as --config DIR"
+            "config cannot be inferred from its shapes; give a diffusers folder with its JSON configs as --config DIR"
         ) from None
 
 
 def one_or_all(values: list[int]) -> int | list[int]:
-    """One number where every level has the same."""
+    """Returns one number if all levels have the same."""
     return values[0] if len(set(values)) == 1 else values

@@ -19,7 +19,7 @@ TOWER, PROJECTION = "text_model.", "text_projection.weight"
 
 
 class TextConfig(ComponentConfig):
-    """What decides the names and shapes of a CLIP text tower, of all that its config.json says."""
+    """The keys of a CLIP text tower's config.json that determine its names and shapes."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -36,12 +36,12 @@ class TextConfig(ComponentConfig):
 
     @property
     def projected(self) -> bool:
-        """Whether the weights hold the projection of the pooled state."""
+        """True if the weights hold the projection of the pooled state."""
         return self.architectures == ("CLIPTextModelWithProjection",)
 
 
 def text_shapes(config: TextConfig) -> dict[str, Shape]:
-    """Every tensor of the tower by its name in a folder."""
+    """Returns the shape of every tensor of the tower, by its name in a folder."""
     d, m = config.hidden_size, config.intermediate_size
     linear = {"mlp.fc1": (m, d), "mlp.fc2": (d, m)} | {f"self_attn.{x}_proj": (d, d) for x in ("q", "k", "v", "out")}
     shapes: dict[str, Shape] = {
@@ -59,12 +59,12 @@ def text_shapes(config: TextConfig) -> dict[str, Shape]:
 
 
 def clip_places(config: TextConfig, flat: bool = False) -> dict[str, Place]:
-    """Where the tower's tensors lie in an SD 1 file; in a `flat` one, as old merges are, without `text_model.`."""
+    """Returns the places of the tower's tensors in an SD 1 file; `flat`: without `text_model.`, as in old merges."""
     return {name: Place(CLIP + (name.removeprefix(TOWER) if flat else name)) for name in text_shapes(config)}
 
 
 def openclip_places(config: TextConfig) -> dict[str, Place]:
-    """Where the tower's tensors lie in an SD 2 file: OpenCLIP's names, query, key and value in one."""
+    """Returns the places of the tower's tensors in an SD 2 file: OpenCLIP's names, query, key and value in one."""
     root = {TOWER + ours: theirs for theirs, ours in ROOT.items()}
     block = {ours: theirs for theirs, ours in BLOCK.items()}
     places = {}
@@ -74,11 +74,11 @@ def openclip_places(config: TextConfig) -> dict[str, Place]:
         elif name in root:
             places[name] = Place(OPENCLIP + root[name])
         else:
-            layer, _, rest = name.removeprefix(f"{TOWER}encoder.layers.").partition(".")
-            module, _, leaf = rest.rpartition(".")
-            there = f"{OPENCLIP}{RESBLOCKS}{layer}."
+            layer, _, name_in_layer = name.removeprefix(f"{TOWER}encoder.layers.").partition(".")
+            module, _, leaf = name_in_layer.rpartition(".")
+            block_key = f"{OPENCLIP}{RESBLOCKS}{layer}."
             if module in block:
-                places[name] = Place(f"{there}{block[module]}.{leaf}")
+                places[name] = Place(f"{block_key}{block[module]}.{leaf}")
             else:
-                places[name] = Place(f"{there}{FUSED}{leaf}", FUSED_PARTS[module])
+                places[name] = Place(f"{block_key}{FUSED}{leaf}", FUSED_PARTS[module])
     return places

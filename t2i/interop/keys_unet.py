@@ -27,13 +27,13 @@ RESNET = {
 
 
 def unet_places(config: UNetConfig, names: Iterable[str]) -> dict[str, Place]:
-    """Where each of the network's tensors `names` lies in a single file."""
+    """Returns the place of each tensor of `names` in a single file."""
     modules = unet_modules(config)
     return {name: Place(PREFIX + rename(name, modules, {"resnets": RESNET})) for name in names}
 
 
 def unet_modules(config: UNetConfig) -> dict[str, str]:
-    """The modules by both names: theirs number the layers through, a change of resolution counting down but not up."""
+    """Returns the single file's name of every module; layers and downsamplers are numbered through."""
     layers, last = config.per_level("layers_per_block"), len(config.block_out_channels) - 1
     modules, n = dict(ROOT), 1
     for i, count in enumerate(layers):
@@ -57,5 +57,5 @@ def unet_modules(config: UNetConfig) -> dict[str, str]:
 
 
 def ema_key(key: str) -> str:
-    """Where the moving average of a U-Net's tensor lies: its dots are gone."""
+    """Returns the key of the EMA weights of a U-Net's tensor, which has no dots."""
     return EMA + key.removeprefix("model.").replace(".", "")

@@ -11,7 +11,7 @@ ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_ou
 
 
 def vae_places(config: AutoencoderKLConfig, names: Iterable[str], prefix: str = PREFIX) -> dict[str, Place]:
-    """Where each of the network's tensors `names` lies: attention's matrices are 1x1 convolutions there."""
+    """Returns the place of each tensor of `names` in a single file, where attention's matrices are 1x1 convolutions."""
     modules, inner = vae_modules(config), {"resnets": RESNET, "attentions": ATTENTION}
     places = {}
     for name in names:
@@ -21,7 +21,7 @@ def vae_places(config: AutoencoderKLConfig, names: Iterable[str], prefix: str = 
 
 
 def vae_modules(config: AutoencoderKLConfig) -> dict[str, str]:
-    """The modules by both names: theirs count the decoder's levels from the full resolution."""
+    """Returns the single file's name of every module; it counts the decoder's levels from the full resolution."""
     modules = {name: name for name in ("quant_conv", "post_quant_conv")}
     last = len(config.block_out_channels) - 1
     for half in ("encoder", "decoder"):

@@ -1,4 +1,4 @@
-"""Where the tensors of a component lie in another layout: under which key, in which form."""
+"""The places of a component's tensors in another layout: their keys and their forms."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, NamedTuple
@@ -18,8 +18,8 @@ class Place(NamedTuple):
 
 
 def shapes_there(places: Mapping[str, Place], shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """The shapes in the other layout of our tensors' `shapes`."""
-    found = {}
+    """Returns the shapes in the other layout of our tensors' `shapes`."""
+    others = {}
     for name, (key, form) in places.items():
         shape = shapes[name]
         if form == "pixels":
@@ -28,12 +28,12 @@ def shapes_there(places: Mapping[str, Place], shapes: Mapping[str, Shape]) -> di
             shape = shape[::-1]
         elif form in THIRDS:
             shape = (3 * shape[0], *shape[1:])
-        found[key] = shape
-    return found
+        others[key] = shape
+    return others
 
 
 def bring(places: Mapping[str, Place], get: Callable[[str], Tensor]) -> dict[str, Tensor]:
-    """Our tensors, out of the other layout; each key is got once, what needs no new form is not copied."""
+    """Returns our tensors, read from the other layout; each key is read once, and copied only if its form changes."""
     fused: dict[str, tuple[Tensor, ...]] = {}
     state = {}
     for name, (key, form) in places.items():
@@ -51,39 +51,39 @@ def bring(places: Mapping[str, Place], get: Callable[[str], Tensor]) -> dict[str
 
 
 def send(places: Mapping[str, Place], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors, in the other layout."""
-    found: dict[str, Tensor] = {}
+    """Returns our tensors in the other layout."""
+    tensors: dict[str, Tensor] = {}
     fused: dict[str, dict[str, Tensor]] = {}
     for name, (key, form) in places.items():
         tensor = state[name]
         if form in THIRDS:
             fused.setdefault(key, {})[form] = tensor
         elif form == "pixels":
-            found[key] = tensor[:, :, None, None]
+            tensors[key] = tensor[:, :, None, None]
         elif form == "transposed":
-            found[key] = tensor.T.contiguous()
+            tensors[key] = tensor.T.contiguous()
         else:
-            found[key] = tensor
-    return found | {key: torch.cat([parts[third] for third in THIRDS]) for key, parts in fused.items()}
+            tensors[key] = tensor
+    return tensors | {key: torch.cat([parts[third] for third in THIRDS]) for key, parts in fused.items()}
 
 
 def rename(key: str, modules: Mapping[str, str], inner: Mapping[str, Mapping[str, str]]) -> str:
-    """The key with its module's name from `modules` and, within a kind of module, its layer's name from `inner`."""
-    head, rest = key, ""
+    """Returns a key with its module renamed by `modules` and, within a kind of module, its layer by `inner`."""
+    head, leaf = key, ""
     while head not in modules:
         head, dot, last = head.rpartition(".")
         assert dot, key
-        rest = f".{last}{rest}"
+        leaf = f".{last}{leaf}"
     for kind, layers in inner.items():
         if f".{kind}." in f".{head}":
             for ours, theirs in layers.items():
-                if rest.startswith(f".{ours}."):
-                    rest = f".{theirs}{rest.removeprefix(f'.{ours}')}"
+                if leaf.startswith(f".{ours}."):
+                    leaf = f".{theirs}{leaf.removeprefix(f'.{ours}')}"
                     break
-    return modules[head] + rest
+    return modules[head] + leaf
 
 
 def number(keys: Iterable[str], prefix: str) -> int:
-    """How many blocks lie below `prefix`, by the highest number that follows it."""
-    found = {key.removeprefix(prefix).partition(".")[0] for key in keys if key.startswith(prefix)}
-    return max((int(n) + 1 for n in found if n.isdecimal()), default=0)
+    """Returns the number of blocks below `prefix`, by the highest number that follows it."""
+    numbers = {key.removeprefix(prefix).partition(".")[0] for key in keys if key.startswith(prefix)}
+    return max((int(n) + 1 for n in numbers if n.isdecimal()), default=0)

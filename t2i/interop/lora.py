@@ -50,7 +50,7 @@ OTHERS = (
 
 
 def load_lora(networks: Networks, path: str | Path, weight: float = 1.0, name: str | None = None) -> str:
-    """Put a LoRA, `weight` times, before the layers of the networks, beside those that they carry; its name.
+    """Adds a LoRA with `weight` to the layers of the networks, beside those that they have; returns its name.
 
     The weights stay as they are, so that `set_lora_weights` and `remove_lora` can change it later.
     """
@@ -64,7 +64,7 @@ def load_lora(networks: Networks, path: str | Path, weight: float = 1.0, name: s
 
 
 def merge_lora(networks: Networks, path: str | Path, weight: float = 1.0) -> str:
-    """Add a LoRA, `weight` times, to the weights of the networks; what was added, in a line."""
+    """Merges a LoRA with `weight` into the weights of the networks; returns a line for the report."""
     lora = read_lora(path, networks)
     for component, adapter in lora.items():
         merge_adapter(network_of(networks[component]), adapter, weight)
@@ -72,7 +72,7 @@ def merge_lora(networks: Networks, path: str | Path, weight: float = 1.0) -> str
 
 
 def lora_line(path: str | Path, lora: Lora, weight: float) -> str:
-    """What a LoRA changes, in a line."""
+    """Returns a line for the report: the layers that a LoRA changes."""
     layers = " and ".join(f"{len(lora[component])} of {component}" for component in COMPONENTS if component in lora)
     return f"{path}: layers changed: {layers}, {weight:g} times"
 
@@ -80,7 +80,7 @@ def lora_line(path: str | Path, lora: Lora, weight: float) -> str:
 def merge_tensors(
     tensors: Mapping[str, dict[str, Tensor]], networks: Networks, lora: Lora, weight: float = 1.0
 ) -> None:
-    """Add a LoRA, `weight` times, to the tensors of files, by component, each in the dtype that it has there."""
+    """Merges a LoRA with `weight` into the tensors of files, by component, each in its own dtype."""
     for component, adapter in lora.items():
         for layer, change in adapter.items():
             key = f"{file_name(networks[component], layer)}.weight"
@@ -88,13 +88,13 @@ def merge_tensors(
 
 
 def lora_name(path: str | Path) -> str:
-    """What a LoRA is called by default: as its file, or as the folder of one that is always called the same."""
+    """Returns the default name of a LoRA: that of its file, or of its folder where the file has a fixed name."""
     path = Path(path).resolve()
     return path.parent.name if path.name in (DIFFUSERS_FILE, PEFT_FILE) else path.name.removesuffix(WEIGHTS)
 
 
 def lora_files(path: str | Path) -> list[Path]:
-    """The files of weights of a LoRA: a file, or what a folder holds of diffusers' or of peft's."""
+    """Returns the weight files of a LoRA: the file itself, or diffusers' or peft's in a folder."""
     path = Path(path)
     if path.suffix in PICKLES:
         raise ValueError(f"{path}: a pickle, which can run code; save it as safetensors first, where you trust it")
@@ -103,18 +103,18 @@ def lora_files(path: str | Path) -> list[Path]:
     if not path.is_dir():
         raise ValueError(f"{path}: no such file; a LoRA is a .safetensors file, or a folder of peft's")
     places = [path / PEFT_FILE, *(path / component / PEFT_FILE for component in COMPONENTS)]
-    found = [place for place in (path / DIFFUSERS_FILE, *places) if place.is_file()]
-    if not found:
+    files = [place for place in (path / DIFFUSERS_FILE, *places) if place.is_file()]
+    if not files:
         raise ValueError(f"{path}: holds no LoRA: neither {DIFFUSERS_FILE} nor {PEFT_FILE}")
-    if found[0].parent == path and len(found) > 1:
-        names = ", ".join(str(file.relative_to(path)) for file in found)
+    if files[0].parent == path and len(files) > 1:
+        names = ", ".join(str(file.relative_to(path)) for file in files)
         raise ValueError(f"{path}: holds more than one LoRA ({names}): give the file")
-    return found
+    return files
 
 
 def read_lora(path: str | Path, networks: Networks) -> Lora:
-    """The LoRA in a file or a folder, checked: whatever of it does not fit the networks is named."""
-    found: Lora = {}
+    """Returns the LoRA in a file or a folder; raises ValueError that names what does not fit the networks."""
+    lora: Lora = {}
     names = spellings(networks)
     for file in lora_files(path):
         state = read_safetensors(file)
@@ -127,15 +127,15 @@ def read_lora(path: str | Path, networks: Networks) -> Lora:
             with safe_open(file, "pt") as opened:
                 alphas = header_alphas(opened.metadata() or {}, file)
         for component, adapter in adapters_of(file, parts, alphas).items():
-            if doubled := set(adapter) & set(found.get(component, {})):
+            if doubled := set(adapter) & set(lora.get(component, {})):
                 raise ValueError(f"{file}: changes {sorted(doubled)[0]}, which another file of {path} changes too")
             check_network(file, networks[component], adapter)
-            found[component] = found.get(component, {}) | adapter
-    return found
+            lora[component] = lora.get(component, {}) | adapter
+    return lora
 
 
 def refuse_others(file: Path, keys: Collection[str]) -> None:
-    """A ValueError that names what the file is, where it is no LoRA for Stable Diffusion 1 or 2."""
+    """Raises ValueError that names the kind of a file that is not a LoRA for Stable Diffusion 1 or 2."""
     for pattern, what in OTHERS:
         if key := next((key for key in keys if re.match(pattern, key)), None):
             raise ValueError(
@@ -143,57 +143,59 @@ def refuse_others(file: Path, keys: Collection[str]) -> None:
                 "U-Net is read"
             )
     if not any(split_key(key) for key in keys):
-        raise ValueError(f"{file}: is no LoRA: it holds {_some(keys) or 'nothing'}")
+        raise ValueError(f"{file}: is not a LoRA: it holds {_some(keys) or 'nothing'}")
 
 
 def place_keys(
     file: Path, state: Mapping[str, Tensor], names: Mapping[str, Place], networks: Networks
 ) -> dict[Place, dict[Part, Tensor]]:
-    """The tensors by layer and part; keys that no layer has are a ValueError that lists them."""
-    found: dict[Place, dict[Part, Tensor]] = {}
+    """Returns the tensors by layer and part; raises ValueError that lists the keys of no known layer."""
+    placed: dict[Place, dict[Part, Tensor]] = {}
     unknown = []
     for key, tensor in state.items():
         module, part = split_key(key) or ("", "alpha")
         if module not in names:
             unknown.append(key)
             continue
-        parts = found.setdefault(names[module], {})
+        parts = placed.setdefault(names[module], {})
         if part in parts:
             raise ValueError(f"{file}: {key} is there twice, under two spellings")
         parts[part] = tensor
     if unknown:
-        there = ", ".join(f"{name} ({type(network_of(part)).__name__})" for name, part in networks.items())
+        components = ", ".join(f"{name} ({type(network_of(part)).__name__})" for name, part in networks.items())
         raise ValueError(
-            f"{file}: {len(unknown)} of its {len(state)} keys are of no layer of {there}: {_some(unknown)}; "
+            f"{file}: {len(unknown)} of its {len(state)} keys are of no layer of {components}: {_some(unknown)}; "
             "it is for another architecture"
         )
-    return found
+    return placed
 
 
 def adapters_of(file: Path, parts: Mapping[Place, dict[Part, Tensor]], alphas: Alphas) -> Lora:
-    """Whole layers out of their parts; missing parts are a ValueError that lists them."""
+    """Returns whole layers from their parts; raises ValueError that lists missing parts."""
     halves: tuple[Part, Part] = ("down", "up")
-    missing = [f"{'.'.join(place)} ({half})" for place, own in parts.items() for half in halves if half not in own]
+    missing = [
+        f"{'.'.join(place)} ({half})" for place, tensors in parts.items() for half in halves if half not in tensors
+    ]
     if missing:
         raise ValueError(f"{file}: lacks {len(missing)} of its tensors: {_some(missing)}")
-    found: Lora = {}
-    for (component, layer), own in parts.items():
-        where, down, up = f"{file}: {component}.{layer}", own["down"], own["up"]
+    lora: Lora = {}
+    for (component, layer), tensors in parts.items():
+        where, down, up = f"{file}: {component}.{layer}", tensors["down"], tensors["up"]
         for half in (down, up):
             if half.dim() < 2 or not half.numel() or not half.is_floating_point() or not half.isfinite().all():
                 kind = f"{tuple(half.shape)} of {str(half.dtype).removeprefix('torch.')}"
                 raise ValueError(f"{where}: is {kind}: finite matrices are needed")
         alpha = alphas(component, layer, len(down))
-        if "alpha" in own:
+        if "alpha" in tensors:
             if alpha is not None:
                 raise ValueError(f"{where}: its alpha is both a tensor and in the file's header: which?")
-            alpha = _alpha(own["alpha"], where)
-        found.setdefault(component, {})[layer] = LoraLayer(down, up, float(len(down)) if alpha is None else alpha)
-    return found
+            alpha = _alpha(tensors["alpha"], where)
+        lora.setdefault(component, {})[layer] = LoraLayer(down, up, float(len(down)) if alpha is None else alpha)
+    return lora
 
 
 def check_network(file: Path, part: nn.Module, adapter: Adapter) -> None:
-    """Refuse a LoRA whose layers have other shapes than the network's, naming the family that it is for."""
+    """Raises ValueError for a LoRA whose layers have other shapes than the network's, naming its model family."""
     try:
         check_fit(network_of(part), adapter)
     except ValueError as error:
@@ -204,7 +206,7 @@ def check_network(file: Path, part: nn.Module, adapter: Adapter) -> None:
 
 def _alpha(value: Tensor, where: str) -> float:
     if value.numel() != 1 or not math.isfinite(alpha := float(value)):
-        raise ValueError(f"{where}: its alpha is no finite number")
+        raise ValueError(f"{where}: its alpha is not a finite number")
     return alpha
 
 

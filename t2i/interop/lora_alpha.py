@@ -1,4 +1,4 @@
-"""The alpha of a LoRA's layers where files say it outside of their tensors: peft's config, diffusers' header."""
+"""The alpha of a LoRA's layers outside of its tensors: in peft's config or diffusers' header."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 HEADER = "lora_adapter_metadata"  # in a safetensors file of diffusers: peft's config as JSON, a key `unet.r` a setting
 COMPONENTS = ("unet", "text_encoder")
-# What would make another network of it: each is read at these values alone.
+# Settings that change the method: only these values are read.
 ONLY: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA", None),
     "use_dora": (False, None),
@@ -23,39 +23,39 @@ ONLY: dict[str, tuple[Any, ...]] = {
 }
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq")  # beginnings of the methods that start by changing the weights
 ALPHA = 8  # peft's own default
-# (component, layer, rank) -> alpha, or None where nothing is said
+# (component, layer, rank) -> alpha, or None where the file has none
 Alphas = Callable[[str, str, int], float | None]
 
 
 def unsaid(_component: str, _layer: str, _rank: int) -> None:
-    """The alphas of a file that has them in its tensors, or nowhere."""
+    """Returns None: the file has its alphas in its tensors, or nowhere."""
     return None
 
 
 def folder_alphas(config: Mapping[str, Any], where: Path) -> Alphas:
-    """By peft's `adapter_config.json`, which is of one network."""
+    """Returns the alphas of peft's `adapter_config.json`, which is that of one network."""
     return lambda _, layer, rank: _alpha(config, layer, rank, where)
 
 
 def header_alphas(metadata: Mapping[str, str], where: Path) -> Alphas:
-    """By the header of a file of diffusers; most have none."""
+    """Returns the alphas in the header of a file of diffusers; most have none."""
     if HEADER not in metadata:
         return unsaid
     try:
         values = json.loads(metadata[HEADER])
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: {HEADER} in its header is no JSON ({error})") from None
+        raise ValueError(f"{where}: {HEADER} in its header is not JSON ({error})") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{where}: {HEADER} in its header is no object")
-    own = {
+        raise ValueError(f"{where}: {HEADER} in its header is not an object")
+    configs = {
         component: {k.removeprefix(f"{component}."): v for k, v in values.items() if k.startswith(f"{component}.")}
         for component in COMPONENTS
     }
-    return lambda component, layer, rank: _alpha(own[component], layer, rank, where) if own[component] else None
+    return lambda component, layer, rank: _alpha(configs[component], layer, rank, where) if configs[component] else None
 
 
 def _alpha(config: Mapping[str, Any], layer: str, rank: int, where: Path) -> float:
-    """peft's alpha of a layer; with `use_rslora` its scale is alpha / sqrt(rank) (Kalajdzievski 2023)."""
+    """Returns peft's alpha of a layer; with `use_rslora` its scale is alpha / sqrt(rank) (Kalajdzievski 2023)."""
     for key, allowed in ONLY.items():
         if config.get(key) not in allowed:
             raise ValueError(f"{where}: `{key}` = {config[key]!r} is not read; a plain LoRA is")
@@ -64,7 +64,7 @@ def _alpha(config: Mapping[str, Any], layer: str, rank: int, where: Path) -> flo
         raise ValueError(f"{where}: `init_lora_weights` = {start!r} changed the weights that it is for: not read")
     pattern = config.get("alpha_pattern") or {}
     if not isinstance(pattern, dict):
-        raise ValueError(f"{where}: `alpha_pattern` = {pattern!r} is no object")
+        raise ValueError(f"{where}: `alpha_pattern` = {pattern!r} is not an object")
     alpha = config.get("lora_alpha", ALPHA)
     for name, value in pattern.items():
         plain = name.removeprefix("^").replace("\\.", ".")
@@ -74,5 +74,5 @@ def _alpha(config: Mapping[str, Any], layer: str, rank: int, where: Path) -> flo
             alpha = value
             break
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise ValueError(f"{where}: alpha = {alpha!r} of {layer} is no finite number")
+        raise ValueError(f"{where}: alpha = {alpha!r} of {layer} is not a finite number")
     return float(alpha) * (math.sqrt(rank) if config.get("use_rslora") else 1.0)

@@ -1,4 +1,4 @@
-"""What files call the layers that a LoRA changes, in every dialect, from the modules of the networks themselves.
+"""The names of the layers that a LoRA changes, in every dialect, derived from the modules of the networks.
 
 diffusers: `unet.<layer>.lora_A.weight`, in older files `.lora.down.weight` and `.processor.to_q_lora.down.weight`;
 kohya: `lora_unet_<layer with _ for .>.lora_down.weight` and `.alpha`; peft: `base_model.model.<layer>.lora_A.weight`.
@@ -33,29 +33,29 @@ class Place(NamedTuple):
 
 
 def network_of(part: nn.Module) -> nn.Module:
-    """The network in which a component's layers are named: of a text encoder its tower."""
+    """Returns the network in which a component's layers are named: of a text encoder its tower."""
     return part.tower if isinstance(part, TextEncoder) else part
 
 
 def file_name(part: nn.Module, layer: str) -> str:
-    """What a component's files call a layer."""
+    """Returns the name of a layer in a component's files."""
     return PREFIX + layer if isinstance(part, CLIPTextEncoder) else layer
 
 
 def kohya_name(component: str, part: nn.Module, layer: str) -> str:
-    """What kohya's files call a layer."""
+    """Returns the name of a layer in kohya's files."""
     return KOHYA[component] + file_name(part, layer).replace(".", "_")
 
 
 def spellings(networks: Networks) -> dict[str, Place]:
-    """Every layer that a LoRA can change, by all that files call it."""
-    found: dict[str, Place] = {}
+    """Returns every layer that a LoRA can change, by each of its names in files."""
+    places: dict[str, Place] = {}
     for component, part in networks.items():
         for layer in adaptable_layers(network_of(part)):
             place = Place(component, layer)
             for name in (kohya_name(component, part, layer), *_dotted(component, part, layer)):
-                assert found.setdefault(name, place) == place, name
-    return found
+                assert places.setdefault(name, place) == place, name
+    return places
 
 
 def _dotted(component: str, part: nn.Module, layer: str) -> Iterator[str]:
@@ -70,6 +70,6 @@ def _dotted(component: str, part: nn.Module, layer: str) -> Iterator[str]:
 
 
 def split_key(key: str) -> tuple[str, Part] | None:
-    """The layer's name in a key, and the part of the LoRA that the tensor is; None where it is none."""
-    found = _END.search(key)
-    return (key[: found.start()], _PARTS[found[1]]) if found else None
+    """Returns the layer's name in a key and the part of the LoRA; None for a key of another kind."""
+    match = _END.search(key)
+    return (key[: match.start()], _PARTS[match[1]]) if match else None

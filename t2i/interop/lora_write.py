@@ -19,7 +19,7 @@ Dialect = Literal["diffusers", "kohya", "peft"]
 def write_lora(
     path: str | Path, lora: Lora, networks: Networks, dialect: Dialect = "diffusers", dtype: torch.dtype | None = None
 ) -> None:
-    """Write a LoRA of the networks, its tensors in `dtype` if given; the file, peft's folder, appears whole or not.
+    """Writes a LoRA of the networks, its tensors in `dtype` if given, as a file or, for peft, as a folder, atomically.
 
     diffusers' dialect has no alpha that every reader reads: there `up` is scaled so that alpha is the rank.
     """
@@ -39,35 +39,35 @@ def write_lora(
         return
     tensors: dict[str, Tensor] = {}
     for component, adapter in lora.items():
-        own = to_kohya if dialect == "kohya" else to_diffusers
-        tensors |= own(component, networks[component], adapter, dtype)
+        convert = to_kohya if dialect == "kohya" else to_diffusers
+        tensors |= convert(component, networks[component], adapter, dtype)
     tensors = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
     write_safetensors(path, tensors, {"format": "pt"} | (kohya_header(lora) if dialect == "kohya" else {}))
 
 
 def to_diffusers(component: str, part: nn.Module, adapter: Adapter, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """A component's tensors as diffusers names them."""
-    found = {}
+    """Returns a component's tensors by diffusers' names."""
+    tensors = {}
     for layer, (down, up, alpha) in adapter.items():
         name = f"{component}.{file_name(part, layer)}"
-        found[f"{name}.lora_A.weight"] = down.to(dtype=dtype)
-        found[f"{name}.lora_B.weight"] = (up.float() * (alpha / len(down))).to(dtype or up.dtype)
-    return found
+        tensors[f"{name}.lora_A.weight"] = down.to(dtype=dtype)
+        tensors[f"{name}.lora_B.weight"] = (up.float() * (alpha / len(down))).to(dtype or up.dtype)
+    return tensors
 
 
 def to_kohya(component: str, part: nn.Module, adapter: Adapter, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """A component's tensors as kohya names them."""
-    found = {}
+    """Returns a component's tensors by kohya's names."""
+    tensors = {}
     for layer, (down, up, alpha) in adapter.items():
         name = kohya_name(component, part, layer)
-        found[f"{name}.lora_down.weight"] = down.to(dtype=dtype)
-        found[f"{name}.lora_up.weight"] = up.to(dtype=dtype)
-        found[f"{name}.alpha"] = torch.tensor(alpha)
-    return found
+        tensors[f"{name}.lora_down.weight"] = down.to(dtype=dtype)
+        tensors[f"{name}.lora_up.weight"] = up.to(dtype=dtype)
+        tensors[f"{name}.alpha"] = torch.tensor(alpha)
+    return tensors
 
 
 def kohya_header(lora: Lora) -> dict[str, str]:
-    """What kohya's tools show of a file: the size that most of its layers have."""
+    """Returns the header that kohya's tools show: the rank and alpha that most layers have."""
     sizes = Counter((change.rank, change.alpha) for adapter in lora.values() for change in adapter.values())
     (rank, alpha), _ = sizes.most_common(1)[0]
     return {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": f"{alpha:g}"}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from t2i.component import MOST_HEADER
-from t2i.interop.ignorable import split_ignorable
+from t2i.interop.ignored_keys import split_ignorable
 from t2i.text.openclip import first_line
 
 
@@ -20,13 +20,13 @@ CALLBACK = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: the length of a JSON header, then the header."""
+    """Returns True if a file begins as safetensors do: the length of a JSON header, then the header."""
     with path.open("rb") as file:
         return int.from_bytes(file.read(8), "little") <= MOST_HEADER and file.read(1) == b"{"
 
 
 def read_ckpt(path: Path) -> dict[str, Tensor]:
-    """The state dict in a pickle, read with `weights_only=True`; what is no tensor in it is a ValueError."""
+    """Returns the state dict in a pickle, read with `weights_only=True`; raises ValueError for anything but tensors."""
     named: Any = (Inert, CALLBACK)  # torch takes a class with the name that it has in the file
     try:
         with torch.serialization.safe_globals([named]):
@@ -46,5 +46,5 @@ def read_ckpt(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: holds no state dict")
     others = {str(k): v for k, v in values.items() if not isinstance(v, Tensor)}
     if strange := split_ignorable(others, "single_file")[0]:
-        raise ValueError(f"{path}: {', '.join(sorted(strange)[:5])} in its state dict is no tensor")
+        raise ValueError(f"{path}: {', '.join(sorted(strange)[:5])} in its state dict is not a tensor")
     return {k: v for k, v in values.items() if isinstance(v, Tensor)}

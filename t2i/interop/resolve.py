@@ -1,17 +1,17 @@
-"""The configs of a single file: whoever says more than its shapes is heard first, the rest is inferred and said."""
+"""The configs of a single file: given by a folder, its metadata or a .yaml, otherwise inferred from its shapes."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from t2i.generator.unet_config import UNetConfig
+from t2i.interop.config_sources import parse_prediction, read_config_folder, read_metadata, read_yaml
 from t2i.interop.infer import SD1, SD2, Family, find_family, infer_text, infer_unet, infer_vae
 from t2i.interop.layout import Shape
-from t2i.interop.settings import parse_prediction, read_config_folder, read_metadata, read_yaml
 
 Config = dict[str, Any]
 SCALE = 0.18215  # of the latents of both families
-BASE_STEPS = 875000  # after which SD 2's base for 512 pixels was published, of which alone the file says so
+BASE_STEPS = 875000  # after which SD 2's base for 512 pixels was published, the only one whose file records it
 # scheduler_config.json of both families, but for what they predict.
 SCHEDULER: Config = {
     "beta_start": 0.00085,
@@ -27,8 +27,8 @@ SCHEDULER: Config = {
 CLASSES = {SD1: "PNDMScheduler", SD2: "DDIMScheduler"}
 
 
-class Resolved(NamedTuple):
-    """The configs by component, and how they were come by."""
+class ModelConfigs(NamedTuple):
+    """The configs of a single file by component, and a report of their sources."""
 
     configs: dict[str, Config]
     scheduler: Config
@@ -46,24 +46,24 @@ def resolve(
     *,
     config: Path | None,
     prediction: str | None,
-) -> Resolved:
-    """The configs of `config`, else of the file's metadata, else inferred; a `.yaml` beside it changes the last two.
+) -> ModelConfigs:
+    """Returns the configs of `config`, else of the file's metadata, else inferred; a `.yaml` changes the last two.
 
-    What the network predicts: `prediction`, else the folder's, the `.yaml`'s, the metadata's, the family's.
+    The prediction type is `prediction`, else the folder's, the `.yaml`'s, the metadata's or the family's.
     """
     folder = {} if config is None else read_config_folder(config)
-    own = read_metadata(metadata, path)
+    embedded = read_metadata(metadata, path)
     notes = read_yaml(path)
     report: list[str] = []
-    for source, given in ((config, folder), ("its metadata", own)):
+    for source, given in ((config, folder), ("its metadata", embedded)):
         if given:
             report.append(f"configs of {', '.join(given)}: {source}")
-    given = own | folder
+    given = embedded | folder
     needed = [name for name in ("unet", "vae", "text_encoder", "scheduler") if name not in given]
     family = find_family(path, shapes) if needed else None
     if family:
         report.append(f"{family.name}, by the text encoder's key names and {family.width} wide text states")
-    predicts, why = find_prediction(family, folder, own, metadata, notes, global_step, prediction)
+    predicts, why = find_prediction(family, folder, embedded, metadata, notes, global_step, prediction)
     report.append(f"prediction {predicts}: {why}")
     configs = {name: given[name] for name in ("unet", "vae", "text_encoder") if name in given}
     if family:
@@ -73,51 +73,51 @@ def resolve(
     scheduler["prediction_type"] = predicts
     if notes is not None:
         report += apply_yaml(path, notes, configs, scheduler, set(folder))
-    tokenizer = own.get("tokenizer")
+    tokenizer = embedded.get("tokenizer")
     if tokenizer is None:
         second = configs["text_encoder"].get("hidden_act") == "gelu"
         tokenizer = {"vocabulary": "clip", "pad_token": "!" if second else "<|endoftext|>", "model_max_length": 77}
         report.append("tokenizer: CLIP's standard vocabulary, padded with " + tokenizer["pad_token"])
-    source = str(config) if folder else ("its metadata" if own else "inferred")
-    return Resolved(configs, scheduler, tokenizer, own.get("defaults"), report, source)
+    source = str(config) if folder else ("its metadata" if embedded else "inferred")
+    return ModelConfigs(configs, scheduler, tokenizer, embedded.get("defaults"), report, source)
 
 
 def inferred(
     path: Path, shapes: Mapping[str, Shape], family: Family, needed: list[str], predicts: str
 ) -> dict[str, Config]:
-    """The configs of the `needed` components, what no shape tells as the family was published."""
+    """Returns the configs of the `needed` components; what no shape determines is that of the published models."""
     large = family is SD2 and predicts == "v_prediction"  # trained at 768 pixels; the others at 512
-    found: dict[str, Config] = {}
+    configs: dict[str, Config] = {}
     if "unet" in needed:
-        found["unet"] = infer_unet(path, shapes, family.unet_heads)
-        found["unet"] |= {"sample_size": 96 if large else 64, "upcast_attention": large}
+        configs["unet"] = infer_unet(path, shapes, family.unet_heads)
+        configs["unet"] |= {"sample_size": 96 if large else 64, "upcast_attention": large}
     if "vae" in needed:
-        found["vae"] = infer_vae(path, shapes) | {"sample_size": 768 if large else 512, "scaling_factor": SCALE}
+        configs["vae"] = infer_vae(path, shapes) | {"sample_size": 768 if large else 512, "scaling_factor": SCALE}
     if "text_encoder" in needed:
-        found["text_encoder"] = infer_text(path, shapes)
-    return found
+        configs["text_encoder"] = infer_text(path, shapes)
+    return configs
 
 
 def find_prediction(
     family: Family | None,
     folder: Mapping[str, Config],
-    own: Mapping[str, Config],
+    embedded: Mapping[str, Config],
     metadata: Mapping[str, str],
     notes: Config | None,
     global_step: int | None,
     asked: str | None,
 ) -> tuple[str, str]:
-    """What the network predicts, and who says so."""
+    """Returns the prediction type and its source."""
     if asked is not None:
         return parse_prediction(asked, "--prediction-type"), "as asked for"
     spec = metadata.get("modelspec.prediction_type")
-    said = (
+    sources = (
         (folder["scheduler"].get("prediction_type", "epsilon") if "scheduler" in folder else None, "the config folder"),
         (notes and notes["parameterization"], "the .yaml beside the file"),
-        (own["scheduler"].get("prediction_type", "epsilon") if "scheduler" in own else None, "its metadata"),
+        (embedded["scheduler"].get("prediction_type", "epsilon") if "scheduler" in embedded else None, "its metadata"),
         (spec if spec else None, "its metadata `modelspec.prediction_type`"),
     )
-    for value, who in said:
+    for value, who in sources:
         if value is not None:
             return parse_prediction(str(value), who), f"says {who}"
     if family is not SD2:
@@ -126,13 +126,13 @@ def find_prediction(
         return "epsilon", f"`global_step` is {BASE_STEPS}, that of Stable Diffusion 2's base for 512 pixels"
     return (
         "v_prediction",
-        "assumed, as nothing in the file says it: Stable Diffusion 2 for 768 pixels predicts v, its base for 512 "
-        "pixels epsilon; if the pictures are noise, give --prediction-type epsilon",
+        "assumed, as the file does not record it: Stable Diffusion 2 for 768 pixels predicts v, its base for 512 "
+        "pixels epsilon; if the images are noise, give --prediction-type epsilon",
     )
 
 
 def apply_yaml(path: Path, notes: Config, configs: dict[str, Config], scheduler: Config, fixed: set[str]) -> list[str]:
-    """Change what the `.yaml` says in the configs that are not `fixed`; what was changed, a line each."""
+    """Applies the `.yaml` to the configs that are not `fixed`; returns a line for each change."""
     changes: dict[str, Config] = {"unet": {}, "vae": {}, "scheduler": {}}
     unet = configs["unet"]
     if notes.get("num_head_channels", -1) > 0:

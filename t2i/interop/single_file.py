@@ -15,30 +15,30 @@ from t2i.component import PICKLES, WEIGHTS, Component, aligned, check_keys, few_
 from t2i.files import write_safetensors
 from t2i.generator.unet import UNet
 from t2i.interop import keys_text
-from t2i.interop.families import refuse_other_families
-from t2i.interop.ignorable import ignored_lines, split_ignorable
+from t2i.interop.config_sources import METADATA
+from t2i.interop.detect import refuse_other_families
+from t2i.interop.ignored_keys import ignored_lines, split_ignorable
 from t2i.interop.keys_text import TextConfig, clip_places, openclip_places, text_shapes
 from t2i.interop.keys_unet import PREFIX, ema_key, unet_places
 from t2i.interop.keys_vae import vae_places
 from t2i.interop.layout import Place, Shape, bring, send, shapes_there
 from t2i.interop.resolve import resolve
-from t2i.interop.settings import METADATA
 
 Config = dict[str, Any]
 Components = Mapping[str, tuple[Config, dict[str, Tensor]]]
 PARTS = ("unet", "vae", "text_encoder")
-NOT_AVERAGED = "the U-Net's own weights, whose moving average is read instead"
+NOT_AVERAGED = "the U-Net's own weights, whose EMA weights are read instead"
 
 
 class Layout(NamedTuple):
-    """A component's tensors: our shapes, and where each lies in the file."""
+    """A component's tensors: our shapes, and the place of each in the file."""
 
     shapes: dict[str, Shape]
     places: dict[str, Place]
 
 
 class Checkpoint(NamedTuple):
-    """What a single file holds, by diffusers' and transformers' names; `report` says what was inferred and ignored.
+    """The contents of a single file, by Hugging Face's names; `report` lists what was inferred or ignored.
 
     `tokenizer`: what `write_single_file` was given, or {"vocabulary": "clip", "pad_token": ..}, CLIP's standard one.
     `defaults`: what it was given, a t2i.json; None in files of others.
@@ -69,29 +69,29 @@ def read_single_file(
     with open_single_file(Path(file_path)) as (file, shapes):
         refuse_other_families(path, shapes)
         steps = int(file.get_tensor("global_step")) if shapes.get("global_step") in ((), (1,)) else None
-        found = resolve(path, shapes, file.metadata() or {}, steps, config=config, prediction=prediction)
-        layouts = {name: layout(name, found.configs[name], path, shapes) for name in PARTS}
-        left = set(shapes)
+        resolved = resolve(path, shapes, file.metadata() or {}, steps, config=config, prediction=prediction)
+        layouts = {name: layout(name, resolved.configs[name], path, shapes) for name in PARTS}
+        remaining = set(shapes)
         ignored: dict[str, int] = {}
         if ema:
-            layouts["unet"] = averaged(layouts["unet"], path, shapes)
-            own = {key for key in shapes if key.startswith(PREFIX)}
-            left, ignored = left - own, {NOT_AVERAGED: len(own)}
-        wanted: dict[str, Shape] = {}
+            layouts["unet"] = ema_layout(layouts["unet"], path, shapes)
+            unet_keys = {key for key in shapes if key.startswith(PREFIX)}
+            remaining, ignored = remaining - unet_keys, {NOT_AVERAGED: len(unet_keys)}
+        expected: dict[str, Shape] = {}
         for part in layouts.values():
-            wanted |= shapes_there(part.places, part.shapes)
-        others = {key: None for key in shapes if key in left and key not in wanted}
-        unused = TextConfig.parse(found.configs["text_encoder"], str(path)).num_hidden_layers
+            expected |= shapes_there(part.places, part.shapes)
+        others = {key: None for key in shapes if key in remaining and key not in expected}
+        unused = TextConfig.parse(resolved.configs["text_encoder"], str(path)).num_hidden_layers
         unexplained, reasons = split_ignorable(others, "single_file", unused)
-        kept = {key: shapes[key] for key in shapes if key in left and (key in wanted or key in unexplained)}
+        kept = {key: shapes[key] for key in shapes if key in remaining and (key in expected or key in unexplained)}
         whole = {key for key in kept if not file.get_slice(key).get_dtype().startswith(("F", "BF"))}
-        check_keys(on_meta(wanted), on_meta(kept, whole), f"{path} (configs: {found.source})")
+        check_keys(on_meta(expected), on_meta(kept, whole), f"{path} (configs: {resolved.source})")
         components = {
-            name: (found.configs[name], {k: aligned(v) for k, v in bring(part.places, file.get_tensor).items()})
+            name: (resolved.configs[name], {k: aligned(v) for k, v in bring(part.places, file.get_tensor).items()})
             for name, part in layouts.items()
         }
-    report = [*found.report, *ignored_lines(ignored | reasons)]
-    return Checkpoint(components, found.scheduler, found.tokenizer, found.defaults, report)
+    report = [*resolved.report, *ignored_lines(ignored | reasons)]
+    return Checkpoint(components, resolved.scheduler, resolved.tokenizer, resolved.defaults, report)
 
 
 def write_single_file(
@@ -103,7 +103,7 @@ def write_single_file(
     tokenizer: Config | None = None,
     defaults: Config | None = None,
 ) -> None:
-    """Write the original code's layout, floating tensors in `dtype` if given, the configs in the file's metadata.
+    """Writes the original code's layout, floating tensors in `dtype` if given, the configs in the file's metadata.
 
     `tokenizer` and `defaults` are any JSON objects, which `read_single_file` gives back. The file appears whole or
     not at all. What the layout has no place for is a ValueError.
@@ -118,16 +118,16 @@ def write_single_file(
         state |= send(part.places, tensors)
     configs = {name: components[name][0] for name in PARTS} | {"scheduler": scheduler}
     more = {k: v for k, v in (("tokenizer", tokenizer), ("defaults", defaults)) if v is not None}
-    own = json.dumps({"schema_version": 1} | configs | more, sort_keys=True, ensure_ascii=False)
+    metadata = json.dumps({"schema_version": 1} | configs | more, sort_keys=True, ensure_ascii=False)
     tensors = {
         k: v.detach().to(device="cpu", dtype=dtype if v.is_floating_point() else None).contiguous()
         for k, v in state.items()
     }
-    write_safetensors(path, tensors, {METADATA: own})  # one entry: of two, safetensors draws the order by lot
+    write_safetensors(path, tensors, {METADATA: metadata})  # one entry: of two, safetensors draws the order by lot
 
 
 def refuse_unwritable(path: Path, components: Components) -> None:
-    """What the layout of the original code cannot hold, by name and with the way out."""
+    """Raises ValueError for what the layout of the original code cannot hold."""
     folder = "write a diffusers folder (--format diffusers)"
     if odd := set(components) ^ set(PARTS):
         raise ValueError(
@@ -146,7 +146,7 @@ def refuse_unwritable(path: Path, components: Components) -> None:
 
 @contextmanager
 def open_single_file(path: Path) -> Iterator[tuple[Any, dict[str, Shape]]]:
-    """A safetensors file, open, and the shapes in it; nothing is read before it is asked for."""
+    """Yields an open safetensors file and its shapes; tensors are read on demand."""
     if path.suffix in PICKLES:
         command = ["t2i", "convert", str(path), str(path.with_suffix(WEIGHTS))]
         raise ValueError(
@@ -158,12 +158,12 @@ def open_single_file(path: Path) -> Iterator[tuple[Any, dict[str, Shape]]]:
         yield file, {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
 
 
-def layout(name: str, config: Config, path: Path, found: Mapping[str, Shape] | None) -> Layout:
-    """Where a component's tensors lie in the file; `found`: the shapes of one that is read, None for one to write."""
+def layout(name: str, config: Config, path: Path, file_shapes: Mapping[str, Shape] | None) -> Layout:
+    """Returns the places of a component's tensors; `file_shapes` is None for a file to write."""
     where = f"{path}: {name}"
     if name == "text_encoder":
         text = TextConfig.parse(config, where)
-        return Layout(text_shapes(text), text_places(text, found))
+        return Layout(text_shapes(text), text_places(text, file_shapes))
     kind: type[Component] = UNet if name == "unet" else AutoencoderKL
     parsed: Any = kind.Config.parse(config, where)
     with few_tensors(where), torch.device("meta"):
@@ -172,19 +172,19 @@ def layout(name: str, config: Config, path: Path, found: Mapping[str, Shape] | N
     return Layout(shapes, unet_places(parsed, shapes) if name == "unet" else vae_places(parsed, shapes))
 
 
-def text_places(text: TextConfig, found: Mapping[str, Shape] | None) -> dict[str, Place]:
-    """By the names that the file has; in one to write, OpenCLIP's are those of the towers with its activation."""
-    if found is None:
+def text_places(text: TextConfig, file_shapes: Mapping[str, Shape] | None) -> dict[str, Place]:
+    """Returns the places by the file's names; a file to write has OpenCLIP's for towers with its activation."""
+    if file_shapes is None:
         return openclip_places(text) if text.hidden_act == "gelu" else clip_places(text)
-    if any(key.startswith(keys_text.OPENCLIP) for key in found):
+    if any(key.startswith(keys_text.OPENCLIP) for key in file_shapes):
         return openclip_places(text)
-    return clip_places(text, flat=not any(key.startswith(keys_text.CLIP + keys_text.TOWER) for key in found))
+    return clip_places(text, flat=not any(key.startswith(keys_text.CLIP + keys_text.TOWER) for key in file_shapes))
 
 
-def averaged(part: Layout, path: Path, found: Mapping[str, Shape]) -> Layout:
-    """The U-Net's tensors where their moving averages lie."""
-    if not any(key.startswith("model_ema.diffusion_model") for key in found):
-        raise ValueError(f"{path}: holds no moving average of the U-Net (model_ema.*); leave ema out")
+def ema_layout(part: Layout, path: Path, file_shapes: Mapping[str, Shape]) -> Layout:
+    """Returns the U-Net's tensors at the places of their EMA weights."""
+    if not any(key.startswith("model_ema.diffusion_model") for key in file_shapes):
+        raise ValueError(f"{path}: holds no EMA weights of the U-Net (model_ema.*); leave ema out")
     return Layout(part.shapes, {name: Place(ema_key(place.key), place.form) for name, place in part.places.items()})
 
 

@@ -1,4 +1,4 @@
-"""What a fine-tuning leaves in its run's folder: a pointer to the model, and the files to put on it."""
+"""The result of a fine-tuning in its run's folder: a pointer to the base model, and the learnt files."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ POINTER, MODEL, EMBEDDINGS_FILE = "finetuned.json", "model", "learned_embeds.saf
 
 
 class Pointer(ComponentConfig):
-    """`finetuned.json`: a model's folder, file or hub name, and files beside the pointer."""
+    """`finetuned.json`: the base model's folder, file or hub name, and files beside the pointer."""
 
     schema_version: int = 1
     model: str
@@ -21,7 +21,7 @@ class Pointer(ComponentConfig):
 
 
 class Finetuned(NamedTuple):
-    """A pointer with its places found."""
+    """A pointer with its paths resolved."""
 
     model: Path
     loras: list[Path]
@@ -31,23 +31,23 @@ class Finetuned(NamedTuple):
 def write_pointer(
     folder: Path, model: str | Path, loras: list[str] | None = None, embeddings: list[str] | None = None
 ) -> None:
-    """Point from a run's folder to a model; one that is here by the way there, so that both can be moved together."""
+    """Writes a run's pointer to its base model; a local one by relative path, so that both can be moved together."""
     place = os.path.relpath(Path(model).resolve(), folder.resolve()) if Path(model).exists() else str(model)
     pointer = Pointer(model=place, loras=tuple(loras or ()), embeddings=tuple(embeddings or ()))
     write_json(folder / POINTER, pointer.model_dump(mode="json"))
 
 
 def read_pointer(folder: Path) -> Finetuned | None:
-    """What a run's folder points to; None where `folder` is none."""
+    """Returns the target of a run's pointer; None if `folder` is not a fine-tuned run."""
     if not (folder / POINTER).is_file() or (folder / INDEX).is_file():
         return None
-    found = Pointer.read(folder / POINTER)
-    beside = Path(os.path.normpath(folder / found.model))
-    if not beside.exists() and found.model.startswith("."):
-        files = "".join(f" --lora {folder / name}" for name in found.loras)
-        files += "".join(f" --embedding {folder / name}" for name in found.embeddings)
+    pointer = Pointer.read(folder / POINTER)
+    beside = Path(os.path.normpath(folder / pointer.model))
+    if not beside.exists() and pointer.model.startswith("."):
+        files = "".join(f" --lora {folder / name}" for name in pointer.loras)
+        files += "".join(f" --embedding {folder / name}" for name in pointer.embeddings)
         raise ValueError(
-            f"{folder / POINTER}: the model {beside} that was fine-tuned is not there: give it with -m MODEL{files}"
+            f"{folder / POINTER}: the model {beside} that was fine-tuned does not exist: give it with -m MODEL{files}"
         )
-    model = beside if beside.exists() else Path(found.model)
-    return Finetuned(model, [folder / name for name in found.loras], [folder / name for name in found.embeddings])
+    model = beside if beside.exists() else Path(pointer.model)
+    return Finetuned(model, [folder / name for name in pointer.loras], [folder / name for name in pointer.embeddings])

@@ -1,4 +1,4 @@
-"""A pipeline's folder, as diffusers lays it out, with what `t2i generate` takes by default in `t2i.json`."""
+"""A pipeline's folder in diffusers' layout, with the defaults of `t2i generate` in `t2i.json`."""
 
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from t2i.autoencoder.kl import AutoencoderKL
 from t2i.component import ComponentConfig, few_tensors, save_weights, weight_files, weight_variants
 from t2i.diffusion.names import parse_solver
+from t2i.errors import ConfigError
 from t2i.files import atomic_folder, read_json, write_json
 from t2i.generator.latent_diffusion import LatentDiffusion
 from t2i.generator.scheduler_config import SchedulerConfig
@@ -28,7 +29,7 @@ COMPONENTS = {
     "vae": ["diffusers", "AutoencoderKL"],
 }
 NETWORKS = {"unet": UNet.weights_name, "vae": AutoencoderKL.weights_name, "text_encoder": WEIGHTS}
-UNREAD = ("feature_extractor", "image_encoder", "safety_checker")  # components that pictures are drawn without
+UNREAD = ("feature_extractor", "image_encoder", "safety_checker")  # components that are not needed for sampling
 CLASS, INPAINT = "StableDiffusionPipeline", "StableDiffusionInpaintPipeline"
 CLASSES = (CLASS, INPAINT, "StableDiffusionImg2ImgPipeline")
 # Families that do not run here, by how the names of their pipelines begin.
@@ -37,12 +38,12 @@ FAMILIES = {
     "StableDiffusion3": "a Stable Diffusion 3",
     "Flux": "a Flux",
 }
-LAYOUT = "0.35.0"  # stock's inpainting pipeline, alone of all, does not load without a version
+LAYOUT = "0.35.0"  # diffusers' inpainting pipeline does not load without a version
 MOST_TIMESTEPS = 100_000
 
 
 class Defaults(ComponentConfig):
-    """`t2i.json`: how the model wants to be sampled, and what its null is; a stock folder gets the stock values."""
+    """`t2i.json`: the model's sampling defaults and its unconditional prompt; diffusers' values for other folders."""
 
     schema_version: Literal[1] = 1
     solver: str = "ddim"
@@ -66,7 +67,7 @@ class Defaults(ComponentConfig):
 
 
 class Parts(NamedTuple):
-    """What a folder holds; `report` says what of it was ignored, and what was chosen."""
+    """The components in a folder; `report` has a line for all that was ignored or chosen."""
 
     text_encoder: TextEncoder
     generator: LatentDiffusion
@@ -77,7 +78,7 @@ class Parts(NamedTuple):
 
 
 def save(parts: Parts, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write a folder that stock diffusers loads, weights in `dtype` if given; it appears whole or not at all."""
+    """Writes a folder that diffusers loads, weights in `dtype` if given, atomically."""
     with atomic_folder(folder) as tmp:
         parts.text_encoder.save(tmp, dtype)
         parts.generator.unet.save(tmp / "unet", dtype)
@@ -89,7 +90,7 @@ def save(parts: Parts, folder: str | Path, dtype: torch.dtype | None = None) -> 
 
 
 class Stored(NamedTuple):
-    """A pipeline as files hold it: each network's config, and its tensors in the dtypes that they have there."""
+    """A pipeline as files hold it: each network's config, and its tensors in the files' dtypes."""
 
     networks: dict[str, tuple[dict[str, Any], dict[str, Tensor]]]
     tokenizer: PreTrainedTokenizerFast
@@ -99,7 +100,7 @@ class Stored(NamedTuple):
 
 
 def write(stored: Stored, folder: Path, dtype: torch.dtype | None = None, shard_size: int | None = None) -> None:
-    """Write a folder that stock diffusers loads, whole or not at all; weights as shards of `shard_size` bytes."""
+    """Writes a folder that diffusers loads, atomically; weights as shards of `shard_size` bytes."""
     with atomic_folder(folder) as tmp:
         for part, (config, tensors) in stored.networks.items():
             (tmp / part).mkdir()
@@ -116,7 +117,7 @@ def write(stored: Stored, folder: Path, dtype: torch.dtype | None = None, shard_
 
 
 def model_index(joined: bool, classes: dict[str, list[str]]) -> dict[str, Any]:
-    """`model_index.json`: of an inpainting pipeline, where the U-Net reads the mask (`joined`)."""
+    """Returns `model_index.json`: that of an inpainting pipeline if the U-Net reads the mask (`joined`)."""
     kind = {"_class_name": INPAINT, "_diffusers_version": LAYOUT} if joined else {"_class_name": CLASS}
     absent = {name: [None, None] for name in UNREAD}
     return kind | {"requires_safety_checker": False} | COMPONENTS | classes | absent
@@ -134,15 +135,15 @@ def read_folder(folder: Path, variant: str | None = None) -> Parts:
             "scheduler: its file asks for, or leaves to the class, that DDIM and DDPM clip what they predict "
             "(clip_sample); latents are not clipped here"
         )
-    own = folder / OWN
-    defaults = Defaults.read(own) if own.is_file() else Defaults(solver=scheduler.solver)
+    defaults_file = folder / OWN
+    defaults = Defaults.read(defaults_file) if defaults_file.is_file() else Defaults(solver=scheduler.solver)
     vae = AutoencoderKL.load(folder / "vae", variant=chosen["vae"])
-    check_preview(defaults, vae, own)
+    check_preview(defaults, vae, defaults_file)
     return Parts(load_text(folder, chosen["text_encoder"], report), generator, vae, scheduler, defaults, tuple(report))
 
 
 def bind(unet: UNet, scheduler: SchedulerConfig, where: Path) -> LatentDiffusion:
-    """The generator; a schedule that does not fit is an error naming its file."""
+    """Returns the generator; raises ValueError that names the file of a schedule that does not fit."""
     try:
         if scheduler.num_train_timesteps > MOST_TIMESTEPS:
             raise ValueError(f"`num_train_timesteps` = {scheduler.num_train_timesteps}: at most {MOST_TIMESTEPS} are")
@@ -153,7 +154,7 @@ def bind(unet: UNet, scheduler: SchedulerConfig, where: Path) -> LatentDiffusion
 
 
 def check_preview(defaults: Defaults, vae: AutoencoderKL, where: Path) -> None:
-    """Refuse a map of latents to colours that was made for another autoencoder."""
+    """Raises ValueError for a map of latents to colours that was made for another autoencoder."""
     if (factors := defaults.latent_rgb_factors) is not None and len(factors) != vae.config.latent_channels:
         raise ValueError(
             f"{where}: `latent_rgb_factors` has {len(factors)} rows, but vae/config.json: `latent_channels` = "
@@ -162,7 +163,7 @@ def check_preview(defaults: Defaults, vae: AutoencoderKL, where: Path) -> None:
 
 
 def load_text(folder: Path, variant: str | None, report: list[str]) -> TextEncoder:
-    """The text encoder; what its files hold beside its weights goes into the report."""
+    """Returns the text encoder; keys of its files that are not weights are added to the report."""
     config = folder / "text_encoder" / "config.json"
     try:
         with few_tensors(config.parent):
@@ -178,17 +179,15 @@ def _keys(n: int) -> str:
 
 
 def choose_variants(folder: Path, variant: str | None, report: list[str]) -> dict[str, str | None]:
-    """The variant of each network: the one asked for where there is one, else the plain or the only one, and said."""
-    there = {part: weight_variants(folder / part, file) for part, file in NETWORKS.items()}
-    if variant is not None and not any(variant in found for found in there.values()):
-        names = sorted({name for found in there.values() for name in found if name is not None})
-        raise ValueError(
-            f"{folder}: has no variant {variant!r}; {'variants there: ' + ', '.join(names) if names else 'it has none'}"
-        )
+    """Returns the variant of each network: the given one if it exists, else the plain or the only one; reports it."""
+    present = {part: weight_variants(folder / part, file) for part, file in NETWORKS.items()}
+    if variant is not None and not any(variant in variants for variants in present.values()):
+        names = sorted({name for variants in present.values() for name in variants if name is not None})
+        raise ConfigError("variant", f"{folder} has no such variant; it has {', '.join(names) or 'none'}", variant)
     chosen = {}
     for part, file in NETWORKS.items():
-        wanted = variant if variant in there[part] else None
-        files = weight_files(folder / part, file, wanted)
+        exact = variant if variant in present[part] else None
+        files = weight_files(folder / part, file, exact)
         chosen[part] = files.variant
         if variant is not None and files.variant != variant:
             report.append(f"{part}: has no variant {variant!r}, {files.files[0].name} is read")
@@ -198,7 +197,7 @@ def choose_variants(folder: Path, variant: str | None, report: list[str]) -> dic
 
 
 def check_index(folder: Path) -> list[str]:
-    """Refuse a folder of another pipeline, or one that lacks a component; what else is in it is ignored and said."""
+    """Raises ValueError for another pipeline or a missing component; returns a report of what is ignored."""
     values = read_json(folder / INDEX)
     name = values.get("_class_name")
     family = next((what for start, what in FAMILIES.items() if str(name).startswith(start)), None)
@@ -213,12 +212,12 @@ def check_index(folder: Path) -> list[str]:
         raise ValueError(f"{folder}: lacks {', '.join(missing)}; a model holds {', '.join(COMPONENTS)}")
     more = [k for k, v in values.items() if k not in COMPONENTS and isinstance(v, list) and any(v)]
     if strange := [k for k in more if k not in UNREAD]:
-        raise ValueError(f"{folder / INDEX}: {', '.join(strange)}: no component of a Stable Diffusion 1 or 2")
-    return [f"ignored {', '.join(more)}: pictures are drawn without"] if more else []
+        raise ValueError(f"{folder / INDEX}: {', '.join(strange)}: not a component of a Stable Diffusion 1 or 2")
+    return [f"ignored {', '.join(more)}: they are not needed for sampling"] if more else []
 
 
 def refuse_other_unets(path: Path) -> None:
-    """Name the family of a U-Net with added conditions, which are all that tells it."""
+    """Raises ValueError that names the family of a U-Net with added conditions."""
     values = read_json(path)
     for key in ("addition_embed_type", "addition_time_embed_dim"):
         if values.get(key) is not None:
@@ -229,7 +228,7 @@ def refuse_other_unets(path: Path) -> None:
 
 
 def check_fit(text: TextEncoder, unet: UNet, vae: AutoencoderKL) -> None:
-    """Refuse components that were not made for each other."""
+    """Raises ValueError for components that were not made for each other."""
     latent = vae.config.latent_channels
     for key, allowed in (("in_channels", (latent, 2 * latent + 1)), ("out_channels", (latent,))):
         if (channels := getattr(unet.config, key)) not in allowed:

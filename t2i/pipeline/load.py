@@ -13,7 +13,7 @@ from t2i.component import check_keys, few_tensors, read_safetensors, weight_file
 from t2i.errors import ConfigError
 from t2i.generator.scheduler_config import SchedulerConfig
 from t2i.generator.unet import UNet
-from t2i.interop.ignorable import split_ignorable
+from t2i.interop.ignored_keys import split_ignorable
 from t2i.interop.infer import infer_vae
 from t2i.interop.keys_vae import PREFIX, vae_places
 from t2i.interop.layout import bring

@@ -79,4 +79,4 @@ def _next_index(folder: Path) -> int:
         if text and not text.endswith("\n"):  # a line that a crash cut off
             with open(metadata, "a", encoding="utf8") as file:
                 file.write("\n")
-    return max((int(found[1]) + 1 for name in names if (found := _INDEX.fullmatch(name))), default=0)
+    return max((int(match[1]) + 1 for name in names if (match := _INDEX.fullmatch(name))), default=0)

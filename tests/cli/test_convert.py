@@ -151,8 +151,8 @@ def test_what_a_single_file_cannot_hold(t2i, tmp_path):
         (["MODEL", "x", "--dtype", "int8"], "--dtype = 'int8'"),
         (["MODEL", "x", "--ema"], "--ema is for single files"),
         (["MODEL", "MODEL", "--overwrite"], "holds or is SRC itself"),
-        (["MODEL", "there"], "is there already; --overwrite replaces it"),
-        (["MODEL", "there", "--overwrite"], "is no model's folder"),
+        (["MODEL", "there"], "exists already; --overwrite replaces it"),
+        (["MODEL", "there", "--overwrite"], "is not a model's folder"),
         (["nowhere", "x"], "nowhere: no such folder"),
     ],
 )
@@ -166,7 +166,7 @@ def test_what_is_refused(t2i, model, tmp_path, arguments, message):
 
 def test_sizes():
     assert [parse_bytes(t) for t in ("2GB", "1GiB", "1.5MB", "7")] == [2 * 10**9, 2**30, 1_500_000, 7]
-    with pytest.raises(ValueError, match="no size"):
+    with pytest.raises(ValueError, match="not a size"):
         parse_bytes("0")
 
 

@@ -161,7 +161,7 @@ def test_a_run_is_converted_with_what_it_learnt(places, tmp_path, monkeypatch):
         )
         torch.testing.assert_close(run, whole, atol=1e-5, rtol=0)
     found = CliRunner().invoke(app, ["convert", "textual-inversion", "no"])
-    assert "a new word, which stands beside its model" in str(found.exception)
+    assert "a textual inversion, which is separate from its model" in str(found.exception)
 
 
 def test_a_finished_run_is_lengthened(places, tmp_path):

@@ -40,7 +40,7 @@ def test_a_single_file_draws_what_the_folder_draws(t2i, model, tmp_path):
     asked = ("generate", "a red circle", "--steps", 2, "--seed", 2, "-m", "one.safetensors")
     assert t2i(*asked, "-o", "v", "--prediction-type", "v")[0] == 0
     code, _, err = t2i("generate", "--from", "v/00000-2.png", "-m", "one.safetensors", "-o", "again")
-    assert code == 0 and "not taken over" not in err and "prediction v_prediction: as asked for" in err
+    assert code == 0 and "are ignored" not in err and "prediction v_prediction: as asked for" in err
     first, again = ((tmp_path / out / "00000-2.png").read_bytes() for out in ("v", "again"))
     assert first == again
     assert t2i(*asked, "-o", "x0", "--prediction-type", "sample")[0] == 0
@@ -61,7 +61,7 @@ def test_a_picture_of_a_file_read_by_a_folders_configs_is_made_again(t2i, model,
     code, _, err = t2i(*again, "-o", "x")
     assert code == 2 and f"its model was read by the files of {model.name!r}; give --config DIR" in err
     code, _, err = t2i(*again, "--config", model, "-o", "second")
-    assert code == 0 and "not taken over" not in err
+    assert code == 0 and "are ignored" not in err
     first, second = ((tmp_path / out / "00000-1.png").read_bytes() for out in ("first", "second"))
     assert first == second
 
@@ -77,7 +77,7 @@ def test_a_picture_of_a_file_read_by_a_folders_configs_is_made_again(t2i, model,
         ),
         (["-m", "MODEL", "--config", "."], "--config: is for single files"),
         (["-m", "MODEL", "--prediction-type", "v"], "--prediction-type: is for single files"),
-        (["-m", "MODEL", "--variant", "fp16"], "has no variant 'fp16'; it has none"),
+        (["-m", "MODEL", "--variant", "fp16"], "has no such variant; it has none"),
         (["-m", "MODEL", "--revision", "main"], "--revision = 'main': is for hub repositories"),
     ],
 )

@@ -26,13 +26,13 @@ SAID = {
         "configs of unet, vae, text_encoder, scheduler: inferred from the shapes and the family",
         "tokenizer: CLIP's standard vocabulary, padded with <|endoftext|>",
         "ignored 12 keys: buffers of the training's noise schedule, which the scheduler computes",
-        "ignored 1 key: position ids, a buffer that counts",
-        "ignored 688 keys: the moving average of the U-Net, which `t2i convert --ema` reads instead",
+        "ignored 1 key: position ids, a buffer",
+        "ignored 688 keys: EMA weights of the U-Net, which `t2i convert --ema` reads instead",
     ],
     "sd21": [
         "Stable Diffusion 2, by the text encoder's key names and 1024 wide text states",
-        "prediction v_prediction: assumed, as nothing in the file says it: Stable Diffusion 2 for 768 pixels predicts "
-        "v, its base for 512 pixels epsilon; if the pictures are noise, give --prediction-type epsilon",
+        "prediction v_prediction: assumed, as the file does not record it: Stable Diffusion 2 for 768 pixels predicts "
+        "v, its base for 512 pixels epsilon; if the images are noise, give --prediction-type epsilon",
         "configs of unet, vae, text_encoder, scheduler: inferred from the shapes and the family",
         "tokenizer: CLIP's standard vocabulary, padded with !",
         "ignored 12 keys: buffers of the training's noise schedule, which the scheduler computes",
@@ -42,12 +42,12 @@ SAID = {
     ],
 }
 OF_FOLDER = {
-    "sd15": ["ignored feature_extractor, safety_checker: pictures are drawn without"],
-    "sd21": ["ignored feature_extractor: pictures are drawn without"],
+    "sd15": ["ignored feature_extractor, safety_checker: they are not needed for sampling"],
+    "sd21": ["ignored feature_extractor: they are not needed for sampling"],
 }
 # Of text_encoder/config.json: notes, a dropout that the tower lacks, and token ids that were published wrong.
 NOT_KEPT = {"torch_dtype", "transformers_version", "dropout", "bos_token_id", "eos_token_id", "pad_token_id"}
-POSITIONS = "text_encoder: ignored 1 key: position ids, a buffer that counts"
+POSITIONS = "text_encoder: ignored 1 key: position ids, a buffer"
 
 
 @pytest.fixture

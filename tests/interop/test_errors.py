@@ -176,7 +176,7 @@ def test_ckpt_is_read_without_running_it(tmp_path):
         read_ckpt(path)
     assert not (tmp_path / "run").exists()
     torch.save({"state_dict": state | {"settings": {"a": 1}}}, path)
-    with pytest.raises(ValueError, match="settings in its state dict is no tensor"):
+    with pytest.raises(ValueError, match="settings in its state dict is not a tensor"):
         read_ckpt(path)
 
 

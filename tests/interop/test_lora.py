@@ -291,12 +291,12 @@ BAD = [
     (put("lora_unet_single_blocks_0_linear1.lora_down.weight"), "SD 3 or Flux"),
     (put(f"{LAYER}.hada_w1_a"), "is a LoHa"),
     (put(f"{LAYER}.dora_scale"), "is a DoRA"),
-    (missing_all, "is no LoRA: it holds embeddings"),
+    (missing_all, "is not a LoRA: it holds embeddings"),
     (drop(".lora_down.weight"), r"lacks 1 of its tensors: unet\.\S+ \(down\)"),
     (drop(".lora_up.weight"), r"lacks 1 of its tensors: unet\.\S+ \(up\)"),
     (spoil(".lora_up.weight", torch.full((16, 4), float("nan"))), "finite matrices are needed"),
     (spoil(".lora_up.weight", torch.ones(16, 4, dtype=torch.int64)), "int64: finite matrices are needed"),
-    (spoil(".alpha", torch.tensor([1.0, 2.0])), "its alpha is no finite number"),
+    (spoil(".alpha", torch.tensor([1.0, 2.0])), "its alpha is not a finite number"),
     (spoil("0_attn1_to_q.lora_up.weight", torch.ones(18, 4)), r"attn1.to_q has a weight of \(16, 16\).*\(18, 4\)"),
 ]
 

@@ -6,8 +6,8 @@ import pytest
 from data.published import WEIGHTS, published
 
 from t2i.autoencoder.kl import AutoencoderKL
-from t2i.interop import ignorable as reasons
-from t2i.interop.ignorable import TABLE, split_ignorable
+from t2i.interop import ignored_keys as reasons
+from t2i.interop.ignored_keys import TABLE, split_ignorable
 from t2i.interop.keys_text import TextConfig
 from t2i.interop.layout import shapes_there
 from t2i.interop.resolve import resolve

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 
 from t2i.files import write_json
-from t2i.interop.ignorable import EMA_UNET
+from t2i.interop.ignored_keys import EMA_UNET
 from t2i.interop.infer import infer_text
 from t2i.interop.layout import shapes_there
 from t2i.interop.resolve import resolve
@@ -112,7 +112,7 @@ def test_moving_average_is_read_where_asked_for(tmp_path):
     check_components(ema, components | {"unet": other["unet"]}, configs=False)
     assert f"ignored {len(averages) + 2} keys: {EMA_UNET}" in plain.report
     assert f"ignored {len(averages)} keys: {NOT_AVERAGED}" in ema.report
-    with pytest.raises(ValueError, match="no moving average"):
+    with pytest.raises(ValueError, match="no EMA weights"):
         read_single_file(write(tmp_path / "n.safetensors", foreign(components)), ema=True)
 
 

@@ -14,8 +14,8 @@ USER_COMMENT, MAKER_NOTE, EXIF_FOLDER = 0x9286, 0x927C, 0x8769
 MOST_ENTRIES = 1000  # of an EXIF folder
 
 
-def read_texts(path: str | Path, wanted: Collection[str]) -> tuple[dict[str, str], list[str]]:
-    """Returns the texts under the keys `wanted`, the last of each, and the keys that are not wanted or repeated.
+def read_texts(path: str | Path, keys: Collection[str]) -> tuple[dict[str, str], list[str]]:
+    """Returns the texts under `keys`, the last of each, and the keys that are others or repeated.
 
     A PNG is read to its end and every checksum is tested. Raises ValueError that names the file and its fault.
     """
@@ -26,7 +26,7 @@ def read_texts(path: str | Path, wanted: Collection[str]) -> tuple[dict[str, str
             start = file.read(12)
             file.seek(0)
             if start.startswith(PNG):
-                return _png_texts(file, wanted)
+                return _png_texts(file, keys)
             if start.startswith(b"\xff\xd8\xff"):
                 return _exif_texts(_jpeg_exif(file)), []
             if start.startswith(b"RIFF") and start.endswith(b"WEBP"):
@@ -49,7 +49,7 @@ def _exactly(file: BinaryIO, count: int, what: str) -> bytes:
     return data
 
 
-def _png_texts(file: BinaryIO, wanted: Collection[str]) -> tuple[dict[str, str], list[str]]:
+def _png_texts(file: BinaryIO, keys: Collection[str]) -> tuple[dict[str, str], list[str]]:
     size = os.fstat(file.fileno()).st_size
     file.seek(len(PNG))
     texts: dict[str, str] = {}
@@ -68,7 +68,7 @@ def _png_texts(file: BinaryIO, wanted: Collection[str]) -> tuple[dict[str, str],
             continue
         if (count := count + 1) > MOST_CHUNKS:
             raise _Damaged(f"holds more than {MOST_CHUNKS} chunks of text")
-        key, content = _text(kind, data, wanted, room)
+        key, content = _text(kind, data, keys, room)
         if content is None or key in texts:
             others.append(key)
         if content is not None:
@@ -90,13 +90,13 @@ def _checksummed(file: BinaryIO, kind: bytes, length: int, keep: bool) -> bytes:
     return b"".join(parts)
 
 
-def _text(kind: bytes, data: bytes, wanted: Collection[str], room: int) -> tuple[str, str | None]:
-    """Returns the key and the text of a chunk (PNG 3rd edition, 11.3.3), None if it is not wanted."""
+def _text(kind: bytes, data: bytes, keys: Collection[str], room: int) -> tuple[str, str | None]:
+    """Returns the key and the text of a chunk (PNG 3rd edition, 11.3.3), None if its key is another."""
     raw_key, separator, body = data.partition(b"\0")
     key = raw_key[:79].decode("latin-1")
     if not separator:
         raise _Damaged(f"damaged PNG (a chunk {kind.decode()} without a text)")
-    if key not in wanted:
+    if key not in keys:
         return key, None
     if len(data) > 2 * MOST_TEXT:
         raise _Damaged(f"holds more than {MOST_TEXT} bytes of text")

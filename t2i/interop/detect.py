@@ -1,4 +1,4 @@
-"""Files that hold something else than a whole Stable Diffusion 1 or 2: recognised by their keys, refused by name."""
+"""Detection of files that are not a whole Stable Diffusion 1 or 2, by their keys."""
 
 import re
 from collections.abc import Collection
@@ -15,7 +15,7 @@ OTHERS = (
     ),
     (r"(model\.diffusion_model\.|transformer\.)?double_blocks\.", f"is a Flux, which does not run here; {ONLY}"),
     (r"conditioner\.|add_embedding\.", f"is a Stable Diffusion XL, which does not run here; {ONLY}"),
-    (r"control_model\.|controlnet_cond_embedding\.|input_hint_block\.", f"is a ControlNet, no whole model; {ONLY}"),
+    (r"control_model\.|controlnet_cond_embedding\.|input_hint_block\.", f"is a ControlNet, not a whole model; {ONLY}"),
     (r"(.+\.)?motion_modules?\.", f"holds motion modules (AnimateDiff), which do not run here; {ONLY}"),
     (
         r"model\.diffusion_model\.label_emb\.",
@@ -27,16 +27,16 @@ EMBEDDING = {"emb_params", "string_to_param", "clip_l", "clip_g"}
 
 
 def refuse_other_families(path: Path, keys: Collection[str]) -> None:
-    """A ValueError that names what the file is, where it is not the three components of Stable Diffusion 1 or 2."""
+    """Raises ValueError that names the kind of a file without the three components of Stable Diffusion 1 or 2."""
     for pattern, what in OTHERS:
         if any(re.match(pattern, key) for key in keys):
             raise ValueError(f"{path}: this {what}")
     if keys and all(LORA.match(key) for key in keys):
         raise ValueError(
-            f"{path}: this is a LoRA, a change to a model and no whole model; give the model that it changes"
+            f"{path}: this is a LoRA, a change to a model, not a whole model; give the model that it changes"
         )
     if keys and (set(keys) <= EMBEDDING or len(keys) == 1):
-        raise ValueError(f"{path}: this is a textual inversion, no whole model; give it with --embedding")
+        raise ValueError(f"{path}: this is a textual inversion, not a whole model; give it with --embedding")
     parts = {
         "U-Net (model.diffusion_model.*)": (keys_unet.PREFIX,),
         "autoencoder (first_stage_model.*)": (keys_vae.PREFIX,),
@@ -46,8 +46,8 @@ def refuse_other_families(path: Path, keys: Collection[str]) -> None:
     if len(missing) == len(parts):
         first = ", ".join(sorted(keys)[:3])
         raise ValueError(
-            f"{path}: no single file of a Stable Diffusion: it holds {first or 'nothing'}; a component of a diffusers "
-            "folder is read with its folder"
+            f"{path}: not a single file of a Stable Diffusion: it holds {first or 'nothing'}; a component of a "
+            "diffusers folder is read with its folder"
         )
     if missing:
         raise ValueError(f"{path}: holds no {' and no '.join(missing)}; give a file with all three components")

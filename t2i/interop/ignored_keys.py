@@ -1,4 +1,4 @@
-"""The keys of checkpoints that are no weights of the chain: one table, each with its reason."""
+"""Keys of checkpoints that the pipeline does not use, in one table, each with its reason."""
 
 import re
 from collections import Counter
@@ -9,14 +9,14 @@ Where = Literal["single_file", "unet", "vae", "text_encoder"]
 Value = TypeVar("Value")
 
 SCHEDULE = "buffers of the training's noise schedule, which the scheduler computes"
-POSITIONS = "position ids, a buffer that counts"
+POSITIONS = "position ids, a buffer"
 IMAGES = "CLIP's image side"
 SCALE = "the scale of CLIP's contrastive loss"
 PROJECTED = "the projection of a pooled state that the pipeline does not use"
 LOSS = "the autoencoder's training loss and its discriminator"
 UNUSED = "OpenCLIP's last block, behind the penultimate layer, which is the one read"
-EMA_UNET = "the moving average of the U-Net, which `t2i convert --ema` reads instead"
-EMA_VAE = "the moving average of the autoencoder"
+EMA_UNET = "EMA weights of the U-Net, which `t2i convert --ema` reads instead"
+EMA_VAE = "EMA weights of the autoencoder"
 COUNTER = "counters of the training run"
 
 
@@ -57,7 +57,7 @@ TABLE = (
 def split_ignorable(
     state: Mapping[str, Value], component: Where, unused_block: int | None = None
 ) -> tuple[dict[str, Value], dict[str, int]]:
-    """What is left of `state` without the ignorable keys, and how many were left out for which reason."""
+    """Returns `state` without the ignorable keys, and the number of those for each reason."""
     number = "never" if unused_block is None else str(unused_block)
     rules = [(re.compile(r.pattern.replace("{unused}", number)), r.reason) for r in TABLE if r.where == component]
     kept: dict[str, Value] = {}
@@ -72,5 +72,5 @@ def split_ignorable(
 
 
 def ignored_lines(ignored: Mapping[str, int]) -> list[str]:
-    """What was ignored, a line a reason."""
+    """Returns a line of the report for each reason."""
     return [f"ignored {n} {'key' if n == 1 else 'keys'}: {reason}" for reason, n in ignored.items()]

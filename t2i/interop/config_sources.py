@@ -1,4 +1,4 @@
-"""What a single file's tensors do not say, and who says it: a config folder, a `.yaml` beside it, its metadata."""
+"""Sources of a single file's configs besides its tensors: a config folder, a `.yaml` beside it, its metadata."""
 
 import json
 from collections.abc import Mapping
@@ -28,32 +28,32 @@ MOST_YAML = 2**16  # bytes; those published have about 2000
 
 
 def parse_prediction(name: str, where: str) -> str:
-    """What the network predicts, as scheduler_config.json says it."""
+    """Returns a prediction type by the name that scheduler_config.json has for it."""
     if name not in PREDICTIONS:
         raise ValueError(f"{where}: prediction {name!r:.200} is not known; {', '.join(PREDICTIONS)} are")
     return PREDICTIONS[name]
 
 
 def read_config_folder(folder: Path) -> dict[str, dict[str, Any]]:
-    """The JSON configs of a diffusers folder, by component; those that it lacks are left out."""
+    """Returns the JSON configs of a diffusers folder, by component; those that it lacks are left out."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; --config takes a diffusers folder with its JSON configs")
     files = {name: folder / name / file for name, file in CONFIGS.items()}
-    found = {name: read_json(file) for name, file in files.items() if file.is_file()}
-    if not found:
+    configs = {name: read_json(file) for name, file in files.items() if file.is_file()}
+    if not configs:
         places = ", ".join(str(file.relative_to(folder)) for file in files.values())
         raise ValueError(f"{folder}: holds none of {places}; --config takes a diffusers folder with its JSON configs")
-    return found
+    return configs
 
 
 def read_metadata(metadata: Mapping[str, str], where: Path) -> dict[str, dict[str, Any]]:
-    """The JSON configs in the header of a file that was written here; none in another's."""
+    """Returns the JSON configs in the header of a file that t2i wrote; empty for others."""
     if METADATA not in metadata:
         return {}
     try:
         values = json.loads(metadata[METADATA])
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: its metadata `{METADATA}` is no JSON ({error})") from None
+        raise ValueError(f"{where}: its metadata `{METADATA}` is not JSON ({error})") from None
     if not isinstance(values, dict) or values.get("schema_version") != 1:
         raise ValueError(
             f"{where}: its metadata `{METADATA}` is not of schema_version 1; write it again with t2i convert"
@@ -62,12 +62,12 @@ def read_metadata(metadata: Mapping[str, str], where: Path) -> dict[str, dict[st
     if bad := [k for k in CONFIGS if not isinstance(parts.get(k), dict)]:
         raise ValueError(f"{where}: its metadata `{METADATA}` lacks {', '.join(bad)}; give --config DIR")
     if bad := [k for k, v in parts.items() if not isinstance(v, dict)]:
-        raise ValueError(f"{where}: in its metadata `{METADATA}`, {', '.join(bad)} is no JSON object")
+        raise ValueError(f"{where}: in its metadata `{METADATA}`, {', '.join(bad)} is not a JSON object")
     return parts
 
 
 def read_yaml(path: Path) -> dict[str, Any] | None:
-    """`model.params` of the `.yaml` of the same name beside the file, as the original code and its heirs read it."""
+    """Returns `model.params` of the `.yaml` of the same name beside the file, as the original code reads it."""
     beside = path.with_suffix(".yaml")
     if not beside.is_file():
         return None
@@ -80,12 +80,12 @@ def read_yaml(path: Path) -> dict[str, Any] | None:
     except (yaml.YAMLError, ValueError, RecursionError, KeyError, TypeError, AttributeError, OSError) as error:
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{beside}: no config with `model.params` ({cause}); mend it or move it away") from None
-    found: dict[str, Any] = {"parameterization": params.get("parameterization", "eps")}
-    found |= {key: params[key] for key in ("scale_factor", "linear_start", "linear_end", "timesteps") if key in params}
-    found |= {key: network[key] for key in ("num_heads", "num_head_channels") if key in network}
-    for key, value in found.items():  # what it is instead is not written out: aliases make it as long as they like
+    notes: dict[str, Any] = {"parameterization": params.get("parameterization", "eps")}
+    notes |= {key: params[key] for key in ("scale_factor", "linear_start", "linear_end", "timesteps") if key in params}
+    notes |= {key: network[key] for key in ("num_heads", "num_head_channels") if key in network}
+    for key, value in notes.items():  # the value is not printed: YAML aliases could make it arbitrarily long
         if key == "parameterization" and not isinstance(value, str):
-            raise ValueError(f"{beside}: `{key}` is no text, but {type(value).__name__}")
+            raise ValueError(f"{beside}: `{key}` is not text, but {type(value).__name__}")
         if key != "parameterization" and (isinstance(value, bool) or not isinstance(value, NUMBER)):
-            raise ValueError(f"{beside}: `{key}` is no number, but {type(value).__name__}")
-    return found
+            raise ValueError(f"{beside}: `{key}` is not a number, but {type(value).__name__}")
+    return notes
