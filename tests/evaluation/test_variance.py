@@ -134,7 +134,7 @@ def test_bad_input(study, model, reference, tmp_path):
         ([], "nothing to sample"),
         (["-p", "a", "-p", "b"], "2 different prompts: intervals need 3"),
         (["--reference", tmp_path / "none.parquet"], "none.parquet': no such file"),
-        (["--reference", reference, "--steps", 9], "not in 1..8"),
+        (["--reference", reference, "--steps", 9], "--steps = 9: not in 1..8"),
         (["--reference", reference, "--device", "nowhere"], "device = 'nowhere'"),
     ):
         code, _, err = study("-m", model, *arguments, "-o", out)
