@@ -104,7 +104,7 @@ def read(asked: Conversion) -> Stored:
         merge(stored, pipeline, asked.loras)
         return stored
     checkpoint = read_pickle(place, asked) if place.suffix in PICKLES else read_file(place, place, asked)
-    pipeline = Pipeline.of(from_checkpoint(checkpoint, place, reading.config, None), place)
+    pipeline = Pipeline.from_parts(from_checkpoint(checkpoint, place, reading.config, None), place)
     _report(pipeline)
     defaults = None if checkpoint.defaults is None else pipeline.defaults
     stored = Stored(

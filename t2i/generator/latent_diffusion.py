@@ -68,7 +68,7 @@ class LatentDiffusion:
     def loss(
         self, network: Callable[..., Tensor], code: Float[Tensor, "b c h w"], cond: Conditioning, draws: Draws
     ) -> Float[Tensor, "b"]:
-        """Algorithm 1 of Ho et al. 2020, line 5, for each sample; `network` is the U-Net in its training wrapper."""
+        """Returns the loss of each sample (Algorithm 1 of Ho et al. 2020, line 5); `network` is the wrapped U-Net."""
 
         def output(x: Tensor, t: Tensor) -> Tensor:
             return network(x, t - 1, cond)  # the network counts from 0

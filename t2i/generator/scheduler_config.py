@@ -125,7 +125,7 @@ CLASS_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 class FolderRules(NamedTuple):
-    """How a solver reads a folder's keys: as the diffusers class of its name does.
+    """The rules by which a solver reads a folder's keys: those of its diffusers class.
 
     `grid` and `scaled` are what the class makes of the timesteps and of the first noise (its init_noise_sigma);
     `spacing` and `end` are what it takes where the folder lacks `timestep_spacing` and `set_alpha_to_one`.

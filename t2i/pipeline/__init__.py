@@ -1,4 +1,4 @@
-"""The three components as one: prompts in, pictures out. Its names load torch when they are first asked for."""
+"""The three components as one: prompts in, images out. Its names import torch on first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -95,10 +95,10 @@ class Pipeline:
         folder of JSON configs) and `prediction_type` give what a single file leaves out.
         """
         parts = load(name, revision=revision, variant=variant, config=config, prediction_type=prediction_type)
-        return cls.of(parts, name)
+        return cls.from_parts(parts, name)
 
     @classmethod
-    def of(cls, parts: Parts, where: str | Path) -> Self:
+    def from_parts(cls, parts: Parts, where: str | Path) -> Self:
         """Returns the pipeline of components that were read from `where`; raises ValueError where they do not fit."""
         try:
             return cls(*parts)
