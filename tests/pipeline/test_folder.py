@@ -193,9 +193,9 @@ def test_an_index_that_does_not_fit_its_shards(copy):
     other = next(key for key, file in good.items() if file == second)
     for wrong, message in (
         (good | {"conv_in.bias": "../x.safetensors"}, r"`conv_in\.bias` is in '\.\./x\.safetensors', which is not"),
-        (good | {"conv_in.bias": "/x.safetensors"}, "no safetensors file of this folder"),
-        (good | {"conv_in.bias": "config.json"}, "no safetensors file of this folder"),
-        (good | {"conv_in.bias": 3}, "no safetensors file of this folder"),
+        (good | {"conv_in.bias": "/x.safetensors"}, "not a safetensors file of this folder"),
+        (good | {"conv_in.bias": "config.json"}, "not a safetensors file of this folder"),
+        (good | {"conv_in.bias": 3}, "not a safetensors file of this folder"),
         (good | {"conv_in.bias": "x.safetensors"}, r"lists x\.safetensors, which does not exist"),
         (good | {other: first}, f"lacks {other}|holds {other}"),
         (good | {"more": first}, "lacks more, which the index has in it"),
@@ -208,7 +208,7 @@ def test_an_index_that_does_not_fit_its_shards(copy):
     index.write_text(json.dumps({"weight_map": good}))
     Pipeline.from_pretrained(copy)
     save_file({"conv_in.bias": torch.zeros(1)}, index.with_name("diffusion_pytorch_model.safetensors"))
-    with pytest.raises(ValueError, match=r"holds .*index\.json and .*which\?|holds .* which\?"):
+    with pytest.raises(ValueError, match=r"holds .*index\.json.*: remove one of them"):
         Pipeline.from_pretrained(copy)
 
 
