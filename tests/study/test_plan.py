@@ -98,7 +98,7 @@ def test_faults_of_a_recipe_are_named(tmp_path, changes, said):
         ({"guidance": [1, 2, 2]}, r"guidance = 1, 2, 2: each scale once"),
         ({"guidance": [1, 2, -3]}, r"guidance = 1, 2, -3: each scale once, 0 or larger"),
         ({"at": 4}, r"at = 4 is none of guidance = 1, 2"),
-        ({"solver": "ddpm"}, r"ddpm draws noise"),
+        ({"solver": "ddpm"}, r"ddpm adds noise"),
         ({"only": {"taste": tiny.scenes(4, 1)}}, r"only\.taste: no such skill"),
         ({"test": {"source": "folder", "path": "x"}}, r"set skills: false, and a judge"),
         ({"skills": False, "only": {}}, r"a judge is needed"),
