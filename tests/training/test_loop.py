@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from t2i.errors import RunFailed
-from t2i.training.loop import train
+from t2i.training.loop import Run, train
 from t2i.training.optim import adamw, learning_rate
 from t2i.training.recipes import Recipe
 
@@ -70,6 +71,25 @@ def test_what_is_not_finite_stops_the_run_before_the_update(tmp_path, fault, sta
     assert weights(bad)[0].equal(weights(good)[0])
     saved = sorted((tmp_path / "bad" / "checkpoints").iterdir())
     assert [path.name for path in saved] == ["step_0000001", "step_0000002"]
+
+
+def test_a_step_waits_for_the_device_once(tmp_path, monkeypatch):
+    class Reads(TorchDispatchMode):
+        scalars = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.scalars += func is torch.ops.aten._local_scalar_dense.default  # item(), float() and bool()
+            return func(*args, **(kwargs or {}))
+
+    lists = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: lists.append(tensor) or tolist(tensor))
+    run = Run(Duel(), recipe(tmp_path))
+    micros = next(run.batches(0))
+    lists.clear()
+    with Reads() as reads:
+        run.step(micros, 0)
+    assert reads.scalars == 0 and len(lists) == 1
 
 
 def test_gradients_are_clipped_to_the_norm(tmp_path):
