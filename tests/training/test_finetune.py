@@ -161,7 +161,7 @@ def test_report_is_one_file_with_all_its_parts(lora):
     page = (out / "report.html").read_text()
     assert "http" not in page.replace("http-equiv", "")
     found = json.loads((out / "report.json").read_text())
-    assert page.count("data:image/png;base64,") == 1 + 4 * len(task.prompts) + 2
+    assert page.count("data:image/png;base64,") == 2 + 4 * len(task.prompts) + 2  # curves in two themes
     assert len(found["nearest"]["samples"]) == len(task.prompts)
     assert found["old_change"][0] > 0
     assert found["seconds"] > 0
