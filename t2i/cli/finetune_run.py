@@ -106,7 +106,7 @@ def section(values: dict[str, Any], name: str) -> dict[str, Any]:
     """Returns a copy of a section of a recipe, empty by default."""
     keys = values.get(name) or {}
     if not isinstance(keys, dict):
-        raise ConfigError(name, "is not a section of keys", keys)
+        raise ConfigError(name, "not a section of keys", keys)
     return dict(keys)
 
 
@@ -118,7 +118,7 @@ def check_data(values: dict[str, Any], pipeline: Pipeline, quiet: bool) -> Check
             raise ValueError(f"{values['model']}: has no square default size: give size=PIXELS")
         values["size"] = size[0]
     if not isinstance(values["size"], int) or values["size"] < 1:
-        raise ConfigError("size", "is not a number of pixels", values["size"])
+        raise ConfigError("size", "not a number of pixels", values["size"])
     if values.get("method") == "textual-inversion":
         if values["data"].get("instance_prompt") is not None:
             raise ConfigError(
@@ -151,7 +151,7 @@ def complete(values: dict[str, Any], pipeline: Pipeline, check: Check) -> tuple[
     except ValidationError as error:
         raise ValueError(explain(error, DataConfig, "validation.")) from None
     if not isinstance(values.get("held_out"), int | None):
-        raise ConfigError("held_out", "is not a number of images", values["held_out"])
+        raise ConfigError("held_out", "not a number of images", values["held_out"])
     sources = split_source(check.source, check.config, held_out, values.get("held_out"), values.get("seed", 0))
     rms = float(pipeline.text_encoder.embeddings().detach().square().mean().sqrt())
     latents = values["size"] // pipeline.autoencoder.factor

@@ -181,7 +181,7 @@ def load_frozen(recipe: GeneratorRecipe) -> Frozen:
     except ValueError as error:
         raise ValueError(f"vae={recipe.vae}: {error}") from None
     if recipe.size % vae.factor:
-        raise ConfigError("size", f"is not a multiple of the autoencoder's factor {vae.factor}", recipe.size)
+        raise ConfigError("size", f"not a multiple of the autoencoder's factor {vae.factor}", recipe.size)
     return Frozen(text.to(device), vae.to(device), recipe.text_layer)
 
 

@@ -49,7 +49,7 @@ class VAETask:
         config = recipe.vae.model_copy(update={"sample_size": recipe.size})
         self.vae = AutoencoderKL.load(recipe.train.init) if recipe.train.init else AutoencoderKL(config)
         if recipe.size % self.vae.factor:
-            raise ConfigError("size", f"is not a multiple of the autoencoder's factor {self.vae.factor}", recipe.size)
+            raise ConfigError("size", f"not a multiple of the autoencoder's factor {self.vae.factor}", recipe.size)
         if len(self.held_out.usable) < 2:
             raise ConfigError("validation", "at least 2 images are needed: active units are a variance over them")
         self.networks: dict[str, nn.Module] = {"vae": self.vae}

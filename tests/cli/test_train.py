@@ -79,7 +79,7 @@ def test_a_run_that_fails_exits_with_1(t2i, recipe, tmp_path):
         (["vae.block_out_channels=[6, 8]"], "not a multiple of `norm_num_groups` = 4"),
         (["train.init=/no/such/place"], "/no/such/place: no such folder"),
         (["loss.reconstruction=l3"], "`loss.reconstruction`: Input should be 'l1' or 'l2'"),
-        (["size=15"], "size = 15: is not a multiple of the autoencoder's factor 2"),
+        (["size=15"], "size = 15: not a multiple of the autoencoder's factor 2"),
         (["train.steps"], "an override has the form key=value"),
     ],
 )

@@ -231,7 +231,7 @@ def test_held_out_pictures_are_not_trained_on(model, data, tmp_path):
         (["method=lore"], "choose one of full, lora"),
         (["method=full", "lora.rank=2"], "`lora` does not apply to method=full"),
         (["lora.rnak=2"], "did you mean `lora.rank`"),
-        (["method=textual-inversion", "inversion.token=red"], "token = 'red': is already in the vocabulary"),
+        (["method=textual-inversion", "inversion.token=red"], "token = 'red': already in the vocabulary"),
         (["method=textual-inversion", "inversion.templates=[a photo]"], "has no {token}"),
         (["method=textual-inversion", "inversion.initializer=purple unicorn riding"], "give a shorter word"),
         (["data.instance_prompt=" + "circle square " * 12], "longer than the text encoder's 12 tokens"),

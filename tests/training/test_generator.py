@@ -225,5 +225,5 @@ def test_the_cache_is_built_by_one_process_at_a_time(components, tmp_path):
 
 
 def test_a_size_that_does_not_fit_the_autoencoder_is_refused(components, tmp_path):
-    with pytest.raises(ValueError, match="size = 17: is not a multiple of the autoencoder's factor 2"):
+    with pytest.raises(ValueError, match="size = 17: not a multiple of the autoencoder's factor 2"):
         tiny.task("unet", tiny.unet(tmp_path, components, steps=1) | {"size": 17})

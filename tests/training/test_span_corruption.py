@@ -192,13 +192,8 @@ def test_command_trains_resumes_and_reports(tmp_path):
     assert CliRunner().invoke(app, ["text-encoder", path, "train.steps=2", "train.lr_schedule=constant"]).exit_code == 0
     found = CliRunner().invoke(app, ["text-encoder", path, "train.lr_schedule=constant"])
     assert found.exit_code == 0 and "steps 2..4" in found.output
-    tiny.train(
-        straight := task(tmp_path / "straight", steps=4, lr_schedule="constant"),
-        straight.recipe.train,
-        0,
-        tmp_path / "straight",
-        {},
-    )
+    straight = task(tmp_path / "straight", steps=4, lr_schedule="constant")
+    tiny.train(straight, straight.recipe)
     for folder in ("text_encoder", "tokenizer"):
         assert_equal_files(tmp_path / "run" / folder, tmp_path / "straight" / folder)
     report = yaml.safe_load((tmp_path / "run" / "report.json").read_text())
@@ -215,7 +210,7 @@ def assert_equal_files(a: Path, b: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": 32}, "no pictures"),
+        ({"size": 32}, "no images"),
         ({"train": {"init": "x"}}, "no decoder"),
         ({"train": {"mixed_precision": "fp16"}}, "overflows"),
         ({"t5": T5 | {"size": "tiny"}}, "width = 64"),

@@ -67,8 +67,8 @@ def test_goes_on_from_another_autoencoder(straight, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"size": 17}, "size=17 is not a multiple of the autoencoder's factor 2"),
-        ({"validation": tiny.scenes(1)}, "validation: at least 2 pictures"),
+        ({"size": 17}, "size = 17: not a multiple of the autoencoder's factor 2"),
+        ({"validation": tiny.scenes(1)}, "validation: at least 2 images"),
     ],
 )
 def test_what_would_fail_later_is_refused_at_the_start(tmp_path, change, said):

@@ -132,7 +132,7 @@ def check_prompts(pipeline: Pipeline, prompts: dict[str, str | None]) -> None:
         if prompt is not None and (cut := tokenize(text.tokenizer, [prompt], text.max_tokens).truncated[0]):
             raise ConfigError(
                 key,
-                f"is longer than the text encoder's {text.max_tokens} tokens: {cut[:SHOWN]!r} would be cut off; "
+                f"longer than the text encoder's {text.max_tokens} tokens: {cut[:SHOWN]!r} would be cut off; "
                 "shorten it",
                 prompt if len(prompt) <= SHOWN else f"{prompt[:SHOWN]}...",
             )

@@ -119,7 +119,7 @@ def fill(values: dict[str, Any], images: int, latents: int, embeddings: float) -
     values = {k: v for k, v in values.items() if v is not None}
     method = values.setdefault("method", "lora")
     if method not in METHODS:
-        raise ConfigError("method", f"is unknown: choose one of {', '.join(METHODS)}", method)
+        raise ConfigError("method", f"unknown: choose one of {', '.join(METHODS)}", method)
     if method == "lora":
         values.setdefault("lora", {})
     if method == "textual-inversion":

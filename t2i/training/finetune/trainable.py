@@ -116,7 +116,7 @@ def narrow(pipeline: Pipeline, recipe: FinetuneRecipe) -> None:
 def learn_token(text: TextEncoder, config: Inversion, seed: int) -> nn.Parameter:
     """Adds the new token to the tokenizer and the embeddings; returns its vectors as a parameter."""
     if len(text.tokenizer(config.token, add_special_tokens=False)["input_ids"]) == 1:  # pyright: ignore
-        raise ConfigError("inversion.token", "is already in the vocabulary: choose another name", config.token)
+        raise ConfigError("inversion.token", "already in the vocabulary: choose another name", config.token)
     table = text.embeddings().detach()
     first = len(text.tokenizer)
     rms = table.square().mean().sqrt()
