@@ -63,7 +63,7 @@ def test_what_is_no_verb(t2i, words):
 @pytest.mark.parametrize("name", ["glyphs/vaee", "../secret", "/etc/passwd", ""])
 def test_no_such_recipe(t2i, tmp_path, name):
     code, out, err = t2i("copy", name)
-    assert code == 2 and "is no recipe" in err and not out and not list(tmp_path.iterdir())
+    assert code == 2 and "is not a recipe" in err and not out and not list(tmp_path.iterdir())
     assert name != "glyphs/vaee" or "did you mean glyphs/vae" in err
 
 
