@@ -113,6 +113,15 @@ def test_no_verb_imports_a_private_name_of_another():
                 assert not [alias.name for alias in node.names if alias.name.startswith("_")], path
 
 
+def test_no_message_is_edited_by_replace():
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            for call in ast.walk(node) if isinstance(node, ast.Raise) else ():
+                if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+                    edits = call.func.attr in ("replace", "sub") and "error" in ast.unparse(call)
+                    assert not edits, (path, ast.unparse(node))
+
+
 def test_the_hook_after_a_step_changes_the_latents():
     pipeline = make_pipeline()
     asked = {"seeds": 1, "num_inference_steps": 3, "output_type": "latent"}
