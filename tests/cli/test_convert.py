@@ -146,7 +146,7 @@ def test_what_a_single_file_cannot_hold(t2i, tmp_path):
         (["MODEL", "x", "--format", "zip"], "--format = 'zip' is unknown"),
         (["MODEL", "x", "--format", "single-file"], "--format single-file is called X.safetensors"),
         (["MODEL", "x.safetensors", "--format", "diffusers"], "--format diffusers is a folder"),
-        (["MODEL", "x.safetensors", "--shard-size", "2GB"], "--shard-size is of a folder's weights"),
+        (["MODEL", "x.safetensors", "--shard-size", "2GB"], "--shard-size is for folders"),
         (["MODEL", "x", "--shard-size", "2 apples"], "--shard-size = '2 apples'"),
         (["MODEL", "x", "--dtype", "int8"], "--dtype = 'int8'"),
         (["MODEL", "x", "--ema"], "--ema is for single files"),
