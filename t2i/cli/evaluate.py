@@ -1,7 +1,5 @@
 """`t2i evaluate -m MODEL --reference IMAGES -o DIR`: distances, scores and bounds, with intervals and baselines."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -12,19 +10,6 @@ from t2i.cli.options import check_dtype, parse_size
 from t2i.errors import ConfigError
 
 Option = typer.Option
-FLAGS = {"num_inference_steps": "--steps", "guidance_scale": "--cfg", "height": "--size", "width": "--size"}
-FLAGS |= {key: f"--{key}" for key in ("cfg", "features", "judge", "metrics", "model", "n", "out", "prompts")}
-FLAGS |= {key: f"--{key}" for key in ("reference", "solver", "variance")}
-FLAGS |= {"caption_column": "--caption-column", "image_column": "--image-column"}
-
-
-@contextmanager
-def keys_as_flags() -> Iterator[None]:
-    """Re-raises errors under the flags of `t2i evaluate`."""
-    try:
-        yield
-    except ConfigError as error:
-        raise error.under(FLAGS.get(error.key, error.key)) from None
 
 
 def evaluate(
@@ -91,33 +76,32 @@ def evaluate(
     from t2i.cli.evaluate_run import Command, run
     from t2i.evaluation.measures import parse_metrics
 
-    with keys_as_flags():
-        guidances = None if cfg is None else parse_guidances(cfg)
-        width, height = parse_size(size)
-        run(
-            Command(
-                model=model,
-                reference=reference,
-                out=out,
-                n=n,
-                guidances=guidances,
-                metrics=parse_metrics(metrics),
-                features=features,
-                judge=judge,
-                solver=solver,
-                steps=steps,
-                seed=seed,
-                size=None if width is None or height is None else (width, height),
-                prompts=prompts,
-                caption_column=caption_column,
-                image_column=image_column,
-                anchors=anchors,
-                variance=variance,
-                batch_size=batch_size,
-                device=device,
-                dtype=check_dtype(dtype) or "float32",
-            )
+    guidances = None if cfg is None else parse_guidances(cfg)
+    width, height = parse_size(size)
+    run(
+        Command(
+            model=model,
+            reference=reference,
+            out=out,
+            n=n,
+            guidances=guidances,
+            metrics=parse_metrics(metrics),
+            features=features,
+            judge=judge,
+            solver=solver,
+            steps=steps,
+            seed=seed,
+            size=None if width is None or height is None else (width, height),
+            prompts=prompts,
+            caption_column=caption_column,
+            image_column=image_column,
+            anchors=anchors,
+            variance=variance,
+            batch_size=batch_size,
+            device=device,
+            dtype=check_dtype(dtype) or "float32",
         )
+    )
 
 
 def parse_guidances(text: str) -> tuple[float, ...]:

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from t2i.cli.evaluate import keys_as_flags
 from t2i.cli.generate_options import SHIPPED, find_model, say
 from t2i.cli.study_runs import report, text_encoder
 
@@ -64,7 +63,7 @@ def sigma(
     from t2i.evaluation.variance_report import check_new, flat_rows, image_grid, write
 
     sampling = Sampling(None if cfg is None else (cfg,), "ddpm", steps, seed, None, batch_size)
-    with keys_as_flags(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as cache:
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as cache:
         check_new(out)
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_, **__: say(str(message))
