@@ -19,7 +19,7 @@ from t2i.conditioning import Conditioning
 from t2i.diffusion import bound
 from t2i.evaluation.bound_measure import Batch, Measured, Terms, measure
 from t2i.evaluation.jackknife import interval
-from t2i.generator.latent_diffusion import LatentDiffusion
+from t2i.generator.latent_diffusion import LatentDiffusion, require_diffusion
 from t2i.pipeline import Pipeline
 from t2i.progress import progress
 
@@ -118,7 +118,7 @@ def latent_bound(
     Each image's latent is a sample of the autoencoder's posterior, as in training. `contrast` are other captions, one
     an image: `caption_margin` = bound(contrast) - bound(caption). Costs (draws + 1) evaluations a conditioning.
     """
-    n, unet = len(captions), pipeline.generator.unet
+    n, unet = len(captions), require_diffusion(pipeline.generator, "the variational bound").unet
     if n < 2:
         raise ValueError(f"{n} images: a bound with an interval needs at least 2")
     if pipeline.joined:

@@ -30,6 +30,7 @@ from t2i.evaluation.reference import ReferenceImages
 from t2i.evaluation.rows import Row
 from t2i.evaluation.store import Arrays, Task, digest, fill, is_main_rank
 from t2i.generator.kv_cache import cached_text
+from t2i.generator.latent_diffusion import require_diffusion
 from t2i.pipeline import Pipeline, Request
 from t2i.pipeline.resolved import PreparedRequest
 
@@ -121,7 +122,7 @@ def sample(
     pipeline: Pipeline, job: PreparedRequest, way: str, first: int, last: int
 ) -> Iterator[Float[Tensor, "b c h w"]]:
     """Samples images `first` to `last` of the job with one of the variances; yields the latents after each step."""
-    generator, device = pipeline.generator, pipeline.device
+    generator, device = require_diffusion(pipeline.generator, "a choice of variance"), pipeline.device
     dtype, T = next(generator.unet.parameters()).dtype, generator.schedule.T
     network_for, rows = cached_text(generator.unet), torch.arange(first, last) // job.copies
     cond, uncond = (

@@ -14,7 +14,7 @@ from t2i.diffusion.prediction import AfterStep, Prediction, check_kind, to_predi
 from t2i.diffusion.schedule import Level, Schedule, levels
 from t2i.diffusion.solvers import find_solver
 from t2i.errors import ConfigError
-from t2i.generator.base import Draws, SamplingPlan
+from t2i.generator.base import Draws, Generator, SamplingPlan
 from t2i.generator.kv_cache import cached_text
 from t2i.generator.scheduler_config import FOLDER_RULES, SchedulerConfig
 from t2i.generator.unet import UNet
@@ -142,3 +142,12 @@ class LatentDiffusion:
         for x in solver.sample(predict, first, plan.levels, noise, after_step=after_step, **options):  # noqa: B007
             pass
         return x
+
+
+def require_diffusion(generator: Generator, feature: str) -> LatentDiffusion:
+    """Returns the generator if it is latent diffusion; raises a ConfigError that names the feature otherwise."""
+    if not isinstance(generator, LatentDiffusion):
+        raise ConfigError(
+            "model", f"{feature} needs latent diffusion, this model's generator is {type(generator).__name__}"
+        )
+    return generator

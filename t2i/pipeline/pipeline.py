@@ -20,7 +20,7 @@ from t2i.diffusion.names import parse_solver
 from t2i.diffusion.prediction import AfterStep
 from t2i.diffusion.schedule import Level
 from t2i.errors import ConfigError, check_finite
-from t2i.generator.latent_diffusion import LatentDiffusion
+from t2i.generator.latent_diffusion import LatentDiffusion, require_diffusion
 from t2i.generator.scheduler_config import SchedulerConfig
 from t2i.nn.lora import check_no_lora
 from t2i.nn.memory_format import set_memory_format
@@ -137,7 +137,7 @@ class Pipeline:
     @property
     def networks(self) -> dict[str, nn.Module]:
         """The networks that a LoRA changes, by component."""
-        return {"unet": self.generator.unet, "text_encoder": self.text_encoder}
+        return {"unet": require_diffusion(self.generator, "a LoRA").unet, "text_encoder": self.text_encoder}
 
     def __call__(
         self,
@@ -170,6 +170,7 @@ class Pipeline:
         plan = self.generator.plan(steps, solver, eta=request.eta, spacing=request.spacing, sigmas=sigmas)
         masked, strength = request.mask_image is not None, resolve_strength(request, self.joined)
         if strength is not None:
+            require_diffusion(self.generator, "init_image")
             plan = plan_from_image(plan, steps, strength, masked)
         prompts, negatives = texts_of(request, self.text_encoder.width, scale)
         count = checks.check_counts(request, len(prompts))
@@ -284,6 +285,7 @@ class Pipeline:
 
     def fit_preview(self, latents: Float[Tensor, "b c h w"] | None = None) -> None:
         """Fits the map of `preview` to decoded latents (smooth noise by default); `save_pretrained` keeps it."""
+        require_diffusion(self.generator, "a preview of latents")
         if latents is None:
             latents = smooth_noise((8, self.autoencoder.config.latent_channels, 8, 8))
         fitted = fit_latent_rgb(latents, self.decode(latents.to(self.device)))

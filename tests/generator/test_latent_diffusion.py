@@ -17,7 +17,7 @@ from t2i.diffusion.prediction import unchanged
 from t2i.diffusion.schedule import make_schedule
 from t2i.diffusion.solvers import SOLVERS
 from t2i.generator.base import Generator
-from t2i.generator.latent_diffusion import LatentDiffusion
+from t2i.generator.latent_diffusion import LatentDiffusion, require_diffusion
 from t2i.generator.scheduler_config import FOLDER_RULES, SchedulerConfig
 
 from .test_unet import apart
@@ -285,3 +285,22 @@ def test_spacing_and_curve_are_asked_for():
     plain = generator.sample(x, cond, null, generator.plan(4, "edm-heun"))
     churned = generator.sample(x, cond, null, generator.plan(4, "edm-heun", eta=1.0), noise=noise)
     assert churned.isfinite().all() and not torch.equal(plain, churned)
+
+
+def test_features_of_diffusion_refuse_other_generators():
+    class Sibling(Generator):
+        network = torch.nn.Identity()  # pyright: ignore[reportAssignmentType]
+
+    generator = small_generator()
+    assert require_diffusion(generator, "a LoRA") is generator
+    with pytest.raises(ValueError, match="model: a LoRA needs latent diffusion, this model's generator is Sibling"):
+        require_diffusion(Sibling(), "a LoRA")
+
+
+def test_draws_are_functions_of_the_generator_and_can_be_placed():
+    generator, code = small_generator(), latents(1, 4, 4, 4)[0]
+    one, two = (generator.draw(code, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert one["t"].equal(two["t"]) and one["eps"].equal(two["eps"]) and one["eps"].shape == (1, *code.shape)
+    placed = [generator.draw(code, torch.Generator(), at)["t"].item() for at in (0.0, 0.5, 0.999999)]
+    T = generator.schedule.T
+    assert placed == [1, T // 2 + 1, T]

@@ -17,6 +17,7 @@ from t2i.conditioning import Conditioning
 from t2i.data.captions import shuffle_tags
 from t2i.data.dataset import batch_indices
 from t2i.errors import ConfigError
+from t2i.generator.latent_diffusion import require_diffusion
 from t2i.interop.lora import DIFFUSERS_FILE
 from t2i.interop.lora_write import write_lora
 from t2i.nn.lora import lora_state
@@ -43,7 +44,8 @@ class FinetuneTask:
         check_size(recipe.size, pipeline)
         check_prompts(pipeline, {"prior.prompt": recipe.prior and recipe.prior.prompt})
         self.data = FinetuneData(recipe, pipeline, sources, quiet)
-        self.generator, self.scale = pipeline.generator, pipeline.autoencoder.config.scaling_factor
+        self.generator = require_diffusion(pipeline.generator, "fine-tuning")
+        self.scale = pipeline.autoencoder.config.scaling_factor
         self.trainable: Trainable = prepare_trainable(pipeline, recipe)
         self.generator.unet.enable_gradient_checkpointing(recipe.train.gradient_checkpointing)
         self.networks: dict[str, nn.Module] = {NAME: self.trainable}
