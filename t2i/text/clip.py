@@ -18,7 +18,7 @@ from t2i.text.tokenizer import load_tokenizer, token_id
 
 PREFIX, PROJECTION = "text_model.", "text_projection.weight"
 IGNORED = (
-    (r".+\.position_ids", "position ids, a buffer that counts"),
+    (r".+\.position_ids", "position ids, a buffer"),
     (r"(vision_model|visual_projection)\..+", "CLIP's image side"),
     (r"logit_scale.*", "the scale of CLIP's contrastive loss"),
 )

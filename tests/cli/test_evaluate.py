@@ -154,7 +154,8 @@ def test_guidances_share_their_noise_and_are_what_the_pipeline_draws(t2i, world,
     pipeline = Pipeline.from_pretrained(world / "model")
     prompts = ["a red circle", "a blue square on grey"] * 5
     for cfg in (1.0, 3.0):
-        wanted = np.stack(pipeline(prompts[:9], None, 2, cfg, seeds=5).images).transpose(0, 3, 1, 2).astype(int)
+        images = pipeline(prompts[:9], num_inference_steps=2, guidance_scale=cfg, seeds=5).images
+        wanted = np.stack(images).transpose(0, 3, 1, 2).astype(int)
         for part in (wanted[:7], wanted[7:]):
             assert min(np.abs(found - part).max() for found in drawn if len(found) == len(part)) <= 1
     assert all(np.abs(a - b).max() > 2 for i, a in enumerate(drawn) for b in drawn[:i] if len(a) == len(b))

@@ -89,7 +89,7 @@ def test_outside_of_the_interval_no_unconditional_pass_is_run():
     [
         ({"scale": -1.0}, "guidance_scale = -1.0"),
         ({"scale": 2.0, "rescale": 1.5}, "guidance_rescale = 1.5"),
-        ({"scale": 2.0, "interval": (0.6, 0.4)}, "guidance_interval = 0.6, 0.4"),
+        ({"scale": 2.0, "interval": (0.6, 0.4)}, "guidance_interval = .0.6, 0.4."),
         ({"scale": 2.0, "interval": (0.0, 1.2)}, "guidance_interval"),
         ({"scale": 2.0, "interval": (float("nan"), 1.0)}, "guidance_interval"),
     ],

@@ -105,7 +105,7 @@ def test_every_list_falls_strictly_from_within_the_schedule_to_its_end(spacing, 
     schedule = make_schedule("linear", T)
     for n in range(1, T + 1) if T <= 50 else [1, 2, 3, 7, 20, 29, 61, 250, 501, 999, 1000]:
         if end == 1 and n == 1 and (T == 1 or spacing == "linspace" or (spacing == "leading" and offset == 0)):
-            with pytest.raises(ValueError, match="ask for more steps"):  # from t = 1 to t = 1
+            with pytest.raises(ValueError, match="take more steps"):  # from t = 1 to t = 1
                 levels(schedule, n, spacing, offset, end)
             continue
         ts = [level.t for level in levels(schedule, n, spacing, offset, end)]

@@ -292,7 +292,7 @@ def test_hub_names(folder, ours, tmp_path, monkeypatch):
     assert torch.equal(drawn(Pipeline.from_pretrained("someone/tiny", revision="v2")), drawn(ours))
     with pytest.raises(ValueError, match="model 'someone/tiny' at v3: no such folder, and the hub did not give it"):
         Pipeline.from_pretrained("someone/tiny", revision="v3")
-    with pytest.raises(ValueError, match="is a folder here; a revision"):
+    with pytest.raises(ValueError, match="is for hub repositories"):
         Pipeline.from_pretrained(folder, revision="v2")
 
 

@@ -75,7 +75,8 @@ def test_guidance_one_says_that_the_negative_prompt_is_ignored(ours):
 
 
 def test_the_defaults_are_the_models(ours):
-    given = ours("a red circle", None, 5, 4, "ddim", seeds=0, output_type="latent", height=16, width=16).images
+    settings = {"num_inference_steps": 5, "guidance_scale": 4, "solver": "ddim", "height": 16, "width": 16}
+    given = ours("a red circle", **settings, seeds=0, output_type="latent").images
     assert torch.equal(ours("a red circle", seeds=0, output_type="latent").images, given)
 
 

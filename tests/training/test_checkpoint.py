@@ -56,7 +56,7 @@ def test_every_single_flipped_bit_is_found(tmp_path):
             bad = bytearray(good)
             bad[draw.randrange(len(bad))] ^= 1 << draw.randrange(8)
             path.write_bytes(bad)
-            assert checkpoint.damage(folder) == f"{path.name} is damaged (its sha256 differs)"
+            assert checkpoint.damage(folder) == f"{path.name} is damaged (its SHA-256 differs)"
         path.write_bytes(good[:-1])
         assert checkpoint.damage(folder) is not None
         path.unlink()
