@@ -1,10 +1,15 @@
-"""Progress of long work: a bar on a terminal, plain lines otherwise, nothing with `quiet`."""
+"""Progress of long work and messages, on stderr: a bar on a terminal, plain lines otherwise, nothing with `quiet`."""
 
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
+
+
+def say(text: str) -> None:
+    """Prints a message for the user on stderr."""
+    print(f"t2i: {text}", file=sys.stderr, flush=True)
 
 
 class Progress(Protocol):
