@@ -52,8 +52,9 @@ class Ours(benching.OurLoop):
     """t2i: the task of `t2i finetune`."""
 
     def __init__(self, folder: Path, size: int, batch: int, precision: str) -> None:
-        from t2i.cli.finetune_run import check_data, complete, gather
+        from t2i.cli.finetune import gather
         from t2i.pipeline import Pipeline
+        from t2i.training.finetune.run import check_data, complete
         from t2i.training.finetune.task import FinetuneTask
 
         settings = {

@@ -9,9 +9,9 @@ from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from t2i.cli.generate_options import find_model
 from t2i.diffusion.solvers import SOLVERS
 from t2i.pipeline import Pipeline
+from t2i.pipeline.find import find_model
 from t2i.progress import progress
 from t2i.report.grid import LabelledGrid
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from t2i.cli.generate_options import Reading
 from t2i.cli.options import check_dtype, parse_lora
+from t2i.pipeline.find import Reading
 
 FOLDER, SINGLE = "diffusers", "single-file"
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30}

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from t2i.autoencoder.kl import AutoencoderKL
-from t2i.cli.generate_options import Reading, say
 from t2i.component import PICKLES, Component, weight_variants
 from t2i.files import read_json
 from t2i.generator.unet import UNet
@@ -24,9 +23,11 @@ from t2i.interop.pickles import read_ckpt
 from t2i.interop.single_file import Checkpoint, read_single_file, refuse_unwritable, write_single_file
 from t2i.interop.tokenizer import describe_tokenizer
 from t2i.pipeline import Pipeline
+from t2i.pipeline.find import Reading
 from t2i.pipeline.finetuned import read_pointer
 from t2i.pipeline.folder import INDEX, NETWORKS, OWN, Stored, write
 from t2i.pipeline.load import from_checkpoint, locate
+from t2i.progress import say
 from t2i.text.base import read_tensors
 from t2i.text.clip import PREFIX
 from t2i.text.t5 import SHARED, TIED

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from t2i.cli.generate_options import SHIPPED, find_model
 from t2i.cli.options import parse_size
+from t2i.pipeline.find import SHIPPED, find_model
 
 if TYPE_CHECKING:
     from t2i.data.check import TokenCounter

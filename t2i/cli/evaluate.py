@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from t2i.cli.generate_options import SHIPPED
 from t2i.cli.options import check_dtype, parse_size
 from t2i.errors import ConfigError
+from t2i.pipeline.find import SHIPPED
 
 Option = typer.Option
 

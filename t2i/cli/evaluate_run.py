@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import typer
 
-from t2i.cli.generate_options import SHIPPED, find_model, read_prompts, say
 from t2i.data.transforms import to_float, to_pixels
 from t2i.errors import ConfigError
 from t2i.evaluation.clip_score import open_judge
@@ -27,7 +26,9 @@ from t2i.evaluation.rows import Row, read_rows
 from t2i.evaluation.store import Store
 from t2i.files import read_json
 from t2i.pipeline import Pipeline
-from t2i.progress import progress
+from t2i.pipeline.find import SHIPPED, find_model
+from t2i.pipeline.jobs import read_prompts
+from t2i.progress import progress, say
 from t2i.report.grid import LabelledGrid
 from t2i.training.distributed import process_state
 

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from t2i.cli.generate_options import SHIPPED, find_model, say
 from t2i.cli.study_runs import report, text_encoder
+from t2i.pipeline.find import SHIPPED, find_model
+from t2i.progress import say
 
 app = typer.Typer(help="Experiments with models: numbers with intervals, figures, a page.", no_args_is_help=True)
 Option = typer.Option
