@@ -1,13 +1,16 @@
 """`t2i generate PROMPT...`: images of prompts in a folder."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from t2i.cli.generate_options import SHIPPED, Order, Reading, plan_orders
-from t2i.cli.options import given_settings, option
+from t2i.cli.messages import warnings_as_messages
+from t2i.cli.options import Device, Model, given_settings, option
 from t2i.errors import ConfigError
+from t2i.pipeline.find import Reading, find_model
+from t2i.pipeline.jobs import Job, read_jobs, read_prompts, repeat, with_seeds
 from t2i.pipeline.settings import MODEL, OUTPUT, RUN, TEXT
 
 Option = typer.Option
@@ -47,12 +50,7 @@ def generate(
     init_image: Annotated[Path | None, option("image")] = None,
     strength: Annotated[float | None, option("strength")] = None,
     mask: Annotated[Path | None, option("mask")] = None,
-    model: Annotated[
-        Path | None,
-        Option(
-            "-m", "--model", help=f"A folder, a single file or a hub name; default {SHIPPED}", rich_help_panel=MODEL
-        ),
-    ] = None,
+    model: Model = None,
     variant: Annotated[
         str | None, Option(help="Variant of the model's weights, as fp16; plain if omitted", rich_help_panel=MODEL)
     ] = None,
@@ -81,9 +79,7 @@ def generate(
         int | None,
         Option(metavar="N", help="Write a preview to preview.png in --out every N steps", rich_help_panel=OUTPUT),
     ] = None,
-    device: Annotated[
-        str | None, Option(help="cpu, cuda, cuda:1, ...; cuda if omitted and available", rich_help_panel=RUN)
-    ] = None,
+    device: Device = None,
     dtype: Annotated[str | None, option("dtype")] = None,
     batch_size: Annotated[
         int, Option(help="Images at a time; up to rounding, they do not depend on it", rich_help_panel=RUN)
@@ -94,7 +90,25 @@ def generate(
     reading = Reading(variant, revision, config, options.pop("prediction_type", None))
     if preview_every is not None and preview_every < 1:
         raise ConfigError("--preview-every", "give the number of steps, at least 1", preview_every)
-    orders, model = plan_orders(Order(prompts or [], options, count, interpolate), model, from_, prompts_file, resume)
-    from t2i.cli.generate_run import Session, run
+    job = Job(prompts or [], options, count, interpolate)
+    if from_ is not None:
+        job, model = repeat(job, from_, model)
+    lines = prompts_file is not None and prompts_file.suffix == ".jsonl"
+    if resume and not lines:
+        raise ValueError("--resume continues a --prompts-file of JSON lines, X.jsonl: give one")
+    rows = read_jobs(prompts_file, job) if prompts_file is not None and lines else []
+    if prompts_file is not None and not lines:
+        job = replace(job, prompts=job.prompts + read_prompts(prompts_file))
+    if not job.prompts and not rows:
+        raise ValueError("no prompt: give PROMPT..., --prompts-file FILE or --from FILE.png")
+    if resume and "seed" not in job.options and not all("seed" in row.options for row in rows):
+        raise ValueError("--resume identifies images by their seeds: give --seed, or a seed in every line")
+    if interpolate is not None and (rows or len(job.prompts) < 2 or interpolate < 1):
+        raise ConfigError("--interpolate", "give at least 1 frame, and 2 prompts or more", interpolate)
+    jobs = with_seeds([job, *rows] if job.prompts else rows, job.options.get("seed"))
+    model = find_model(model)
+    from t2i.pipeline.run_jobs import Session, run_jobs
 
-    run(Session(model, out, device, batch_size, metadata, resume, preview_every, reading), orders)
+    with warnings_as_messages():
+        done = run_jobs(Session(model, out, device, batch_size, metadata, resume, preview_every, reading), jobs)
+    typer.echo("\n".join(done))

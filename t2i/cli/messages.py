@@ -1,13 +1,13 @@
-"""Messages for the user on stderr: errors by the flags of the command line, warnings, notes."""
+"""Messages for the user on stderr: errors by the flags of the command line, and warnings."""
 
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from t2i.errors import ConfigError, RunFailed
-from t2i.pipeline.settings import BY_PARAMETER, FLAGS
+from t2i.errors import ConfigError
+from t2i.pipeline.settings import FLAGS
+from t2i.progress import say
 
 # The flags of keys that are no settings of images.
 FLAGS = FLAGS | {
@@ -15,33 +15,11 @@ FLAGS = FLAGS | {
 }
 
 
-def say(text: str) -> None:
-    """Prints a line for the user on stderr."""
-    print(f"t2i: {text}", file=sys.stderr, flush=True)
-
-
 def message_of(error: Exception) -> str:
     """Returns the text of an error, in which the key of a setting is replaced by its flag."""
     if isinstance(error, ConfigError) and error.key in FLAGS:
         error = error.under(FLAGS[error.key])
     return str(error)
-
-
-@contextmanager
-def located(where: str) -> Iterator[None]:
-    """Prefixes errors with `where`, the line or the cell that they are about; settings have their names there."""
-    try:
-        yield
-    except ConfigError as error:
-        if not where:
-            raise
-        setting = BY_PARAMETER.get(error.key)
-        raise error.under(f"{where}: {setting.name if setting else error.key}") from None
-    except (ValueError, RunFailed) as error:
-        if not where:
-            raise
-        kind = RunFailed if isinstance(error, RunFailed) else ValueError
-        raise kind(f"{where}: {error}") from None
 
 
 @contextmanager

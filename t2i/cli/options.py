@@ -1,14 +1,26 @@
-"""Options of verbs out of the table of settings, and the values that they stand for."""
+"""Options and arguments that verbs share, many of them out of the table of settings, and what they stand for."""
 
+import difflib
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from t2i.errors import ConfigError
-from t2i.pipeline.settings import SETTINGS
+from t2i.pipeline.find import SHIPPED
+from t2i.pipeline.settings import MODEL, RUN, SETTINGS
+
+Model = Annotated[
+    Path | None,
+    typer.Option(
+        "-m", "--model", help=f"A folder, a single file or a hub name; default {SHIPPED}", rich_help_panel=MODEL
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, ...; cuda if omitted and available", rich_help_panel=RUN)
+]
 
 DTYPES = {
     "fp32": "float32",
@@ -18,6 +30,7 @@ DTYPES = {
     "float16": "float16",
     "bfloat16": "bfloat16",
 }
+CONFIGS = "configs"  # the folder of the shipped recipes
 
 
 def option(name: str, help: str | None = None) -> Any:
@@ -78,6 +91,29 @@ def check_dtype(dtype: str | None) -> str | None:
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError("dtype", f"unknown; choose one of {', '.join(DTYPES)}", dtype)
     return None if dtype is None else DTYPES[dtype]
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Returns the shipped recipes by name: their paths in `configs/` without the suffix, sorted."""
+    import t2i
+
+    package = Path(t2i.__file__).parent
+    for folder in (package / CONFIGS, package.parent / CONFIGS):  # installed, or in a checkout
+        if folder.is_dir():
+            return {
+                path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))
+            }
+    raise ValueError(f"no recipes: {CONFIGS}/ is neither in {package} nor beside it; install t2i again")
+
+
+def find_recipe(name: str) -> tuple[str, Path]:
+    """Returns the name and the path of the shipped recipe called `name` or `configs/NAME.yaml`."""
+    recipes, short = shipped_recipes(), name.removeprefix(f"{CONFIGS}/").removesuffix(".yaml")
+    if short not in recipes:
+        near = difflib.get_close_matches(short, recipes, 3, 0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`t2i recipes` lists them"
+        raise ValueError(f"{name!r} is not a recipe: {hint}")
+    return short, recipes[short]
 
 
 def _plain_size(size: str) -> str:

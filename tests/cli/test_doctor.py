@@ -8,10 +8,10 @@ from functools import partial
 import pytest
 import torch
 
-from t2i.cli import doctor, doctor_devices
-from t2i.cli.doctor import COLUMNS, check_packages, folder_size, format_check, least_versions
-from t2i.cli.doctor_check import BAD, NOTE, OK, Check
-from t2i.cli.doctor_devices import check_attention, check_device, check_shipped, computes
+from t2i.cli.doctor import COLUMNS, format_check
+from t2i.pipeline import doctor, doctor_devices
+from t2i.pipeline.doctor import BAD, NOTE, OK, Check, check_packages, folder_size, least_versions
+from t2i.pipeline.doctor_devices import check_attention, check_device, check_shipped, computes
 
 CPU = torch.device("cpu")
 

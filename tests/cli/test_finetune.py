@@ -10,8 +10,7 @@ from training import finetuning as f
 from typer.testing import CliRunner
 
 from t2i.cli.app import app
-from t2i.cli.finetune_flags import read_flags
-from t2i.cli.finetune_run import gather
+from t2i.cli.finetune import gather, read_flags
 from t2i.data.data_config import config_for
 from t2i.data.open import open_source
 from t2i.pipeline import Pipeline

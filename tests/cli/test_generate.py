@@ -118,7 +118,7 @@ def test_guidance_one_says_that_the_negative_prompt_is_ignored(t2i, model):
         (["x", "--device", "gpu"], "--device = 'gpu'"),
         (["x", "-m", "nowhere"], "nowhere: no such folder"),
         (["x", "-o", "a-file"], "a-file: cannot hold images"),
-        (["--prompts-file", "missing"], "--prompts-file missing"),
+        (["--prompts-file", "missing"], "missing: not readable (No such file or directory)"),
         (["--prompts-file", "latin1"], "latin1: not UTF-8"),
         (["--prompts-file", "blank"], "blank: no prompt in it"),
         (["x", "--no-such-option"], "No such option"),

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from pipeline.tiny import make_pipeline
 
-from t2i.cli.grid_axes import parse_axis
+from t2i.cli.grid import parse_axis
 from t2i.pipeline import Pipeline
 from t2i.pipeline.outputs import ImageFolder, read_settings
 from t2i.report.grid import LabelledGrid

@@ -50,7 +50,7 @@ def test_what_is_there_stays(t2i, tmp_path):
 
 
 def test_in_a_checkout_the_recipe_itself_is_named(t2i, monkeypatch):
-    monkeypatch.chdir(recipes.home().parent)
+    monkeypatch.chdir(ROOT)
     assert "the recipe itself is here" in t2i("copy", "scenes/vae")[1]
 
 

@@ -10,8 +10,7 @@ from pipeline.tiny import make_pipeline
 
 import t2i as package
 from t2i.cli.generate import generate
-from t2i.cli.grid import grid
-from t2i.cli.grid_axes import AXES
+from t2i.cli.grid import AXES, grid
 from t2i.errors import ConfigError
 from t2i.generator import latent_diffusion
 from t2i.generator.unet import UNet

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from pipeline.tiny import make_pipeline
 
-from t2i.cli.generate_options import Order, plan_orders
-from t2i.cli.generate_request import request_of, settings_of
 from t2i.diffusion.solvers import SOLVERS
+from t2i.pipeline.jobs import Job, repeat, with_seeds
 from t2i.pipeline.outputs import ImageFolder
+from t2i.pipeline.run_jobs import request_of, settings_of
 
 WORDS = st.sampled_from(
     ["a fox", 'a "red", b: c\nSteps: 3, Seed: 1, Size: 8x8', "Negative prompt: x", "🦊\0 \\", "(red:1.2) " * 1000, ""]
@@ -62,9 +62,11 @@ def files_in(folder):
     return {name: folder / f"{name}.png" for name in ("image", "mask")}
 
 
-def plan(order, source, folder):
-    [found], _ = plan_orders(order, folder, source, None, False)
-    return found
+def plan(job, source, folder):
+    if source is not None:
+        job, _ = repeat(job, source, folder)
+    [seeded] = with_seeds([job], job.options.get("seed"))
+    return seeded
 
 
 @effort(
@@ -79,7 +81,7 @@ def test_the_same_request_again(tmp_path, pipeline, flags, prompts, count):
     (tmp_path / "model_index.json").touch()  # -m FOLDER, of which the pipeline stands for the contents
     files = files_in(tmp_path)
     flags |= {name: path for name, path in files.items() if name in flags}
-    order = plan(Order(prompts, flags, count), None, tmp_path)
+    order = plan(Job(prompts, flags, count), None, tmp_path)
     try:
         job = pipeline.resolve(request_of(order, 8))
     except ValueError:
@@ -90,7 +92,7 @@ def test_the_same_request_again(tmp_path, pipeline, flags, prompts, count):
         said = settings_of(job, k, order, made_by)
         counted = {"seed", "variation_seed", *files}  # whose values are each picture's own
         assert all(said[name] == flags[name] for name in (flags.keys() & said.keys()) - counted)
-        again = plan(Order([]), pictures.add(Image.new("L", (1, 1)), said), tmp_path)
+        again = plan(Job([]), pictures.add(Image.new("L", (1, 1)), said), tmp_path)
         found = pipeline.resolve(request_of(again, 8))
         assert settings_of(found, 0, again, made_by) == said
         assert (found.plan, found.guidance) == (job.plan, job.guidance)

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 from pipeline.tiny import make_pipeline
 
-from t2i.cli.finetune_run import check_data, complete, gather
+from t2i.cli.finetune import gather
 from t2i.training.finetune.before_after import measure_before
+from t2i.training.finetune.run import check_data, complete
 from t2i.training.finetune.task import FinetuneTask
 from t2i.training.loop import train
 

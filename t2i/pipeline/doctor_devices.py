@@ -1,4 +1,4 @@
-"""The checks of `t2i doctor` that need torch: processor, devices, dtypes, attention, the shipped model."""
+"""Checks by trial that need torch: processor, devices, dtypes, attention backends, the shipped model."""
 
 import os
 import platform
@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from t2i.cli.doctor_check import BAD, NOTE, OK, Check, Checks, cause_of, size
-from t2i.cli.generate_options import SHIPPED, find_model
 from t2i.nn.attention import BACKENDS, Attention, set_attention_backend
+from t2i.pipeline.doctor import BAD, NOTE, OK, Check, Checks, cause_of, size
+from t2i.pipeline.find import SHIPPED, find_model
 
 HEAD_SIZES = (40, 64, 80, 160)  # of Stable Diffusion 1 and 2, and of t2i's networks
 LEAST_EPS = 2**-10  # float32 may compute in TF32

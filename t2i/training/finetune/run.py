@@ -1,23 +1,20 @@
-"""Runs `t2i finetune`: gathers the recipe, checks the data, fills in defaults, prints the plan, trains."""
+"""Runs a fine-tuning: checks its data, fills in the recipe's defaults, prints the plan, trains."""
 
 import shlex
 from pathlib import Path
 from typing import Any
 
-import typer
 import yaml
 from pydantic import ValidationError
 
-from t2i.cli.finetune_flags import apply_flags, read_flags
-from t2i.cli.generate_options import find_model, say
-from t2i.cli.recipes import recipe_file
-from t2i.config import explain, override, read_recipe
+from t2i.config import explain
 from t2i.data.check import MAX_LOST, Check, TokenCounter, check_folder
 from t2i.data.check_page import write_check
-from t2i.data.data_config import DataConfig, config_for
+from t2i.data.data_config import DataConfig
 from t2i.errors import ConfigError
 from t2i.files import read_json
 from t2i.pipeline import Pipeline
+from t2i.progress import say
 from t2i.text.tokenizer import count_tokens
 from t2i.training.distributed import process_state
 from t2i.training.finetune.before_after import measure_before
@@ -29,10 +26,10 @@ from t2i.training.loop import train
 from t2i.training.resume import check_run
 
 
-def run(arguments: list[str], given: dict[str, str]) -> None:
-    """Fine-tunes by `arguments` ([RECIPE] [key=value ...] and flags) and the command's own options `given`."""
+def finetune(values: dict[str, Any]) -> list[str]:
+    """Fine-tunes by the values of a recipe; returns lines about the result, in the main process only."""
     quiet = not process_state().is_main_process
-    values = gather(arguments, given)
+    check_out(values["out"], values["data"].get("path"))
     pipeline = Pipeline.from_pretrained(values["model"])
     check = check_data(values, pipeline, quiet)
     recipe, sources = complete(values, pipeline, check)
@@ -40,7 +37,7 @@ def run(arguments: list[str], given: dict[str, str]) -> None:
         for line in [*(f"model: {line}" for line in pipeline.report), *check.lines()]:
             say(line)
         changed = recipe.model_dump(mode="json", exclude_defaults=True)
-        typer.echo(f"# the recipe, without defaults\n{yaml.safe_dump(changed, sort_keys=False)}")
+        print(f"# the recipe, without defaults\n{yaml.safe_dump(changed, sort_keys=False)}", flush=True)
     check_run(recipe, couples_batch=False)
     try:
         recipe.run.mkdir(parents=True, exist_ok=True)
@@ -51,63 +48,13 @@ def run(arguments: list[str], given: dict[str, str]) -> None:
     task = FinetuneTask(recipe, pipeline, sources, quiet=quiet)
     if not quiet:
         write_check(check, recipe.run / "check")
-        typer.echo("\n".join(["", *plan_lines(task), ""]))
+        print("\n".join(["", *plan_lines(task), ""]), flush=True)
         measure_before(task)
     process_state().wait_for_everyone()
     train(task, recipe)
-    if not quiet:
-        prompt = shlex.quote(task.prompts[0] if task.prompts else "PROMPT")
-        typer.echo(f"{recipe.run / 'report.html'}\nt2i generate {prompt} -m {recipe.run}")
-
-
-def gather(arguments: list[str], given: dict[str, str]) -> dict[str, Any]:
-    """Returns the values of the recipe: of the file, then of flags, then of key=value; later ones win."""
-    texts, flags = read_flags(arguments)
-    files = [text for text in texts if "=" not in text]
-    if len(files) > 1:
-        raise ValueError(f"{' and '.join(files)}: give one recipe, then key=value")
-    values = read_recipe(recipe_file(files[0])) if files else {}
-    for name in ("model", "method", "out"):
-        if name in given:
-            values[name] = given[name]
-    if "data" in given:
-        keys = {k: v for k, v in section(values, "data").items() if k not in ("source", "path")}
-        values["data"] = keys | {"--": given["data"]}
-    if "instance_prompt" in given:
-        values["data"] = section(values, "data") | {"instance_prompt": given["instance_prompt"]}
-    apply_flags(values, flags)
-    for text in texts:
-        if "=" in text:
-            override(values, text)
-    values["data"], values["train"] = section(values, "data"), section(values, "train")
-    name = values["data"].pop("--", None)
-    if name is not None:
-        values["data"] = config_for(name).model_dump(exclude_defaults=True) | values["data"]
-    values["model"] = str(find_model(None)) if values.get("model") is None else values["model"]
-    if not values.get("data"):
-        raise ValueError("no images: give --data FOLDER, FILE.parquet or the name of a data set on the hub")
-    if values.get("out") is None:
-        stem = Path(name or str(values["data"].get("path"))).name
-        values["out"] = f"runs/{stem}-{values.get('method', 'lora')}"
-    check_out(values["out"], values["data"].get("path"))
-    return values
-
-
-def check_out(out: Any, data: Any) -> None:
-    """Raises if the run lies in the folder of its training images, which would then include the run's images."""
-    run = Path(str(out)).resolve()
-    for name in data if isinstance(data, list) else [data]:
-        place = Path(str(name)).resolve()
-        if name is not None and place.is_dir() and (place == run or place in run.parents):
-            raise ConfigError("out", f"lies in the folder of the images, {name}: give another folder with -o", str(out))
-
-
-def section(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """Returns a copy of a section of a recipe, empty by default."""
-    keys = values.get(name) or {}
-    if not isinstance(keys, dict):
-        raise ConfigError(name, "not a section of keys", keys)
-    return dict(keys)
+    prompt = shlex.quote(task.prompts[0] if task.prompts else "PROMPT")
+    lines = [f"{recipe.run / 'report.html'}", f"t2i generate {prompt} -m {shlex.quote(str(recipe.run))}"]
+    return [] if quiet else lines
 
 
 def check_data(values: dict[str, Any], pipeline: Pipeline, quiet: bool) -> Check:
@@ -164,3 +111,12 @@ def complete(values: dict[str, Any], pipeline: Pipeline, check: Check) -> tuple[
         return FinetuneRecipe.model_validate(fill(values, len(sources.train), latents, rms)), sources
     except ValidationError as error:
         raise ValueError(explain(error, FinetuneRecipe)) from None
+
+
+def check_out(out: Any, data: Any) -> None:
+    """Raises if the run lies in the folder of its training images, which would then include the run's images."""
+    run = Path(str(out)).resolve()
+    for name in data if isinstance(data, list) else [data]:
+        place = Path(str(name)).resolve()
+        if name is not None and place.is_dir() and (place == run or place in run.parents):
+            raise ConfigError("out", f"lies in the folder of the images, {name}: give another folder with -o", str(out))

@@ -1,0 +1,295 @@
+"""Runs jobs: opens their model, checks every request before the first is drawn, and writes images batch by batch."""
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from t2i.data.decode import UnreadableImage, decode
+from t2i.errors import RunFailed
+from t2i.files import sha256, write_png
+from t2i.interop.lora import lora_files, merge_lora
+from t2i.nn.attention import set_attention_backend
+from t2i.pipeline.find import Reading, weights_of
+from t2i.pipeline.jobs import Job
+from t2i.pipeline.load import hashed_files, load_vae, locate
+from t2i.pipeline.outputs import METADATA, ImageFolder
+from t2i.pipeline.pipeline import Pipeline
+from t2i.pipeline.request import Request
+from t2i.pipeline.resolved import PreparedRequest, ResolvedRequest
+from t2i.pipeline.settings import SETTINGS
+from t2i.progress import progress, say
+from t2i.report.grid import image_grid
+from t2i.text.inversion import add_embedding
+
+PREVIEW = "preview.png"
+DEFAULT_READING = Reading()
+
+
+@dataclass(frozen=True)
+class Session:
+    """The options that all jobs share."""
+
+    model: Path
+    out: Path
+    device: str | None = None
+    batch_size: int = 8
+    metadata: bool = True
+    resume: bool = False
+    preview_every: int | None = None
+    reading: Reading = DEFAULT_READING
+
+
+def run_jobs(session: Session, jobs: list[Job]) -> list[str]:
+    """Samples and writes the images of all jobs; returns lines about them. Finished images stay if the run fails."""
+    pipeline, made_by = open_pipeline(session, jobs[0])
+    if not (work := resolve_jobs(session, pipeline, made_by, jobs)):
+        return [f"{session.out}: nothing is left to do"]
+    with work[0][0].located():
+        prepared = pipeline.prepare(work[0][1])  # before the folder is made: a fault leaves nothing behind
+    warn_truncated(prepared)
+    assert prepared.seeds is not None
+    seed, count = prepared.seeds[0], sum(resolved.count for _, resolved in work)
+    say(f"seed {seed}, {count} {'image' if count == 1 else 'images'}")
+    images = ImageFolder(session.out)
+    last = images.folder
+    steps = sum(len(resolved.plan.timesteps) * len(resolved.batches) for _, resolved in work)
+    try:
+        with progress("steps", steps) as report:
+            step = _Step(session, images.folder, report)
+            for i, (job, resolved) in enumerate(work):
+                if i:
+                    with job.located():
+                        prepared = pipeline.prepare(resolved)
+                    warn_truncated(prepared)
+                for k, image in enumerate(chain.from_iterable(pipeline.run(prepared, callback=step))):
+                    last = images.add(image, settings_of(prepared, k, job, made_by), metadata=session.metadata)
+    except KeyboardInterrupt:
+        say(f"interrupted; {images.next - images.first} of {count} images are in {images.folder}")
+        raise
+    except torch.OutOfMemoryError as error:
+        raise RunFailed(f"out of memory: lower --batch-size or --size ({str(error).splitlines()[0]})") from None
+    first = f"{images.first:05}-{seed}.png"
+    lines = [f"{images.folder}: {first if count == 1 else f'{first} to {last.name}'}, seed {seed}"]
+    if (grid := images.grid()) is not None:
+        shown = len(images.shown)
+        lines.append(f"{grid}" + (f" (the first {shown} of {count})" if shown < count else ""))
+    return lines
+
+
+def resolve_jobs(
+    session: Session, pipeline: Pipeline, made_by: dict[str, Any], jobs: list[Job]
+) -> list[tuple[Job, ResolvedRequest]]:
+    """Returns the jobs as checked requests; with `resume`, of the images that the folder does not hold yet."""
+    written = recorded_keys(session.out) if session.resume else set()
+    work: list[tuple[Job, ResolvedRequest]] = []
+    skipped = 0
+    for job in jobs:
+        with job.located():
+            resolved = pipeline.resolve(request_of(job, session.batch_size))
+            images = range(resolved.count)
+            if written:
+                images = [k for k in images if settings_key(settings_of(resolved, k, job, made_by)) not in written]
+            skipped += resolved.count - len(images)
+            if 0 < len(images) < resolved.count:
+                resolved = pipeline.resolve(select(resolved.request, list(images)))
+        if images:
+            work.append((job, resolved))
+    if session.resume:
+        say(f"{skipped} {'image is' if skipped == 1 else 'images are'} in {session.out} already: left out")
+    return work
+
+
+def open_pipeline(session: Session, job: Job) -> tuple[Pipeline, dict[str, Any]]:
+    """Returns the pipeline of all jobs, and the settings of its images that describe it.
+
+    It is the session's model with the VAE, embeddings, LoRAs and dtype of the job.
+    """
+    options, model, reading = job.options, session.model, session.reading
+    device = session.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = options.get("dtype", "float32")
+    place = locate(model, variant=reading.variant, revision=reading.revision)
+    if reading.config is None and (config := job.made_with.get("model_config")) is not None and place.is_file():
+        raise ValueError(f"{job.made_with['file']}: its model was read by the files of {config!r}; give --config DIR")
+    prediction = reading.prediction or (job.made_with.get("prediction_type") if place.is_file() else None)
+    pipeline = Pipeline.from_pretrained(
+        place, variant=reading.variant, config=reading.config, prediction_type=prediction
+    )
+    for line in pipeline.report:
+        say(f"model: {line}")
+    name = model.resolve().name if model.is_dir() else model.name if model.is_file() else str(model)
+    digest = sha256(*hashed_files(place, reading.variant))
+    made_by = {"model": name, "model_sha256": digest, "dtype": dtype, "rng": "cpu"}
+    made_by |= {} if reading.config is None else {"model_config": reading.config.resolve().name}
+    made_by |= {} if prediction is None else {"prediction_type": prediction}
+    if (path := options.get("vae")) is not None:
+        vae, report = load_vae(path, pipeline.autoencoder)
+        for line in report:
+            say(f"vae: {line}")
+        parts = (pipeline.scheduler, pipeline.defaults, pipeline.report)
+        pipeline = Pipeline(pipeline.text_encoder, pipeline.generator, vae, *parts)
+        made_by |= {"vae": path.name, "vae_sha256": sha256(*weights_of(path))}
+    embeddings = options.get("embeddings", [])
+    for file in embeddings:
+        say(add_embedding(pipeline.text_encoder, file))
+    if embeddings:
+        made_by["embeddings"] = [[file.name, sha256(file)] for file in embeddings]
+    for file, weight in (loras := options.get("loras", [])):
+        say(merge_lora(pipeline.networks, file, weight))
+    if loras:
+        made_by["loras"] = [[file.resolve().name, sha256(*lora_files(file)), weight] for file, weight in loras]
+    pipeline.to(device, getattr(torch, dtype))
+    if (tile := options.get("vae_tile")) is not None:
+        pipeline.enable_vae_tiling(tile)
+        made_by["vae_tile"] = tile
+    if (backend := options.get("attention", "sdpa")) != "sdpa":
+        set_attention_backend(pipeline.generator.unet, backend)
+        made_by["attention"] = backend
+    if job.made_with:
+        file, digest = job.made_with["file"], job.made_with["model_sha256"]
+        if digest is None:
+            say(f"{file}: an image of another program; {made_by['model']!r} draws it its own way")
+        elif digest != made_by["model_sha256"]:
+            say(f"{file}: was made with other weights than those of {made_by['model']!r}: another image comes out")
+    return pipeline, made_by
+
+
+def request_of(job: Job, batch_size: int) -> Request:
+    """Returns the request of a job."""
+    options = job.options
+    prompts, towards, copies = job.prompts, None, range(job.count)
+    seeds = [options["seed"] + k for k in range(len(prompts) * job.count)]
+    if job.interpolate:
+        between = [i / (job.interpolate + 1) for i in range(job.interpolate + 1)]
+        frames = [(a, (b, fraction) if fraction else None) for a, b in pairwise(prompts) for fraction in between]
+        frames.append((prompts[-1], None))
+        prompts, towards = [prompt for prompt, _ in frames], [aim for _, aim in frames]
+        seeds = [options["seed"] + c for _ in frames for c in copies]
+    elif "towards" in options:
+        towards = [(options["towards"][0], options["towards"][1])] * len(prompts)
+    arguments = {
+        setting.parameter: options[name]
+        for name, setting in SETTINGS.items()
+        if setting.parameter is not None and name in options
+    }
+    if "variation_seed" in options:
+        arguments["variation_seeds"] = [options["variation_seed"] + k for k in range(len(seeds))]
+        seeds = [options["seed"]] * len(seeds)
+    width, height = map(int, options["size"].split("x")) if "size" in options else (None, None)
+    arguments |= {
+        "prompt": prompts,
+        "seeds": seeds,
+        "towards": towards,
+        "num_images_per_prompt": job.count,
+        "height": height,
+        "width": width,
+        "batch_size": batch_size,
+        "image": _read_image(options.get("image"), "image", "white"),
+        "mask_image": _read_image(options.get("mask"), "mask", "black"),
+        "guidance_interval": tuple(options.get("guidance_interval", (0.0, 1.0))),
+    }
+    return Request(**arguments)
+
+
+def select(request: Request, images: list[int]) -> Request:
+    """Returns a request for some of the images of its one prompt."""
+
+    def chosen(seeds: Any) -> Any:
+        return None if seeds is None else [seeds[k] for k in images]
+
+    return replace(
+        request,
+        seeds=chosen(request.seeds),
+        variation_seeds=chosen(request.variation_seeds),
+        num_images_per_prompt=len(images),
+    )
+
+
+def _read_image(path: Path | None, setting: str, background: str) -> Image.Image | None:
+    if path is None:
+        return None
+    flag = SETTINGS[setting].flag
+    try:
+        return decode(path.read_bytes(), background)
+    except OSError as error:
+        raise ValueError(f"{flag} {path}: not readable ({error.strerror})") from None
+    except UnreadableImage as error:
+        raise ValueError(f"{flag} {path}: {error}") from None
+
+
+def settings_of(resolved: ResolvedRequest, k: int, job: Job, made_by: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of image k; those at their defaults are left out."""
+    request, p = resolved.request, k // resolved.copies
+    assert resolved.seeds is not None and not isinstance(request.variation_seeds, int)
+    aim = None if request.towards is None else request.towards[p]
+    values = {s.name: getattr(request, s.parameter) for s in SETTINGS.values() if s.parameter is not None}
+    values |= {
+        "prompt": resolved.prompts[p],
+        "negative": request.negative_prompt or "",
+        "seed": resolved.seeds[k],
+        "size": f"{resolved.width}x{resolved.height}",
+        "guidance_interval": list(request.guidance_interval),
+        "towards": None if aim is None else [*aim],
+        "variation_seed": None if request.variation_seeds is None else request.variation_seeds[k],
+    }
+    for name in ("image", "mask"):
+        path = values[name] = job.options.get(name)
+        if path is not None:
+            values |= {name: path.name, f"{name}_sha256": sha256(path)}
+    return {name: value for name, value in values.items() if value != SETTINGS[name].default} | made_by
+
+
+def warn_truncated(prepared: PreparedRequest) -> None:
+    """Warns of the prompts that do not fit the text encoder, with the words that are left out."""
+    texts, request = prepared.texts, prepared.request
+    kinds = ["prompt"] * len(prepared.prompts) + ["negative prompt"]
+    prompts = [*prepared.prompts, request.negative_prompt]
+    cut = zip(kinds, prompts, [*texts.truncated, texts.negative_truncated[0]], strict=True)
+    for kind, prompt, words in cut:
+        if words:
+            warnings.warn(f"{kind} {prompt!r} is too long, these words are left out: {words!r}", stacklevel=2)
+
+
+def recorded_keys(folder: Path) -> set[str]:
+    """Returns the `settings_key` of every image that a folder holds."""
+    path = folder / METADATA
+    keys = set()
+    for line in path.read_text(encoding="utf8", errors="replace").splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # cut off by a crash: its image is drawn again
+        if (folder / row["file_name"]).is_file():
+            keys.add(settings_key({k: v for k, v in row.items() if k not in ("file_name", "text", "schema_version")}))
+    return keys
+
+
+def settings_key(settings: dict[str, Any]) -> str:
+    """Returns a text that is equal for equal settings only."""
+    return json.dumps(settings, sort_keys=True)
+
+
+@dataclass
+class _Step:
+    """The callback after each step: it reports progress, and writes a preview every `preview_every` steps."""
+
+    session: Session
+    folder: Path
+    report: Callable[[int], None]
+    done: int = 0
+
+    def __call__(self, pipeline: Pipeline, index: int, _timestep: int, tensors: dict[str, Any]) -> None:
+        self.done += 1
+        self.report(self.done)
+        every = self.session.preview_every
+        if every and (index + 1) % every == 0:
+            factor = pipeline.autoencoder.factor
+            small = pipeline.preview(tensors["latents"])
+            large = [p.resize((p.width * factor, p.height * factor), Image.Resampling.BICUBIC) for p in small]
+            write_png(self.folder / PREVIEW, image_grid(large))
