@@ -6,8 +6,11 @@ import json
 import os
 import secrets
 import shutil
+import stat
+import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_JSON = 2**26  # bytes of a JSON file
+MOST_BYTES = 2**30  # bytes of a file that is read at once
 CHUNK = 2**20  # bytes that are hashed at once
 
 _unfinished: list[Path] = []  # the temporary folders of the open `atomic_folder` blocks
@@ -93,10 +97,15 @@ def sync_files(paths: Iterable[Path]) -> None:
             os.close(fd)
 
 
-def sweep(folder: Path) -> None:
-    """Removes the temporary files and folders that killed processes left in `folder`."""
+def sweep(folder: Path, seconds: float = 0) -> None:
+    """Removes the temporary files and folders that killed processes left in `folder`.
+
+    Without a lock on the folder, `seconds` spares younger ones, which another process may still be writing.
+    """
     for path in folder.glob(".*.partial*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with suppress(FileNotFoundError):  # finished or swept by another process meanwhile
+            if time.time() - path.stat().st_mtime >= seconds:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _temporary(path: Path) -> Path:
@@ -154,6 +163,31 @@ def write_safetensors(
         tmp.chmod(mode)
 
 
+def check_regular(path: Path, most: int) -> None:
+    """Raises a ValueError that names a path unless it is a regular file of at most `most` bytes.
+
+    A pipe may block its reader, and a device may have no end.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ValueError(f"{path}: not readable ({error.strerror})") from None
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, a socket or a device"
+        raise ValueError(f"{path}: {kind}, not a regular file")
+    if status.st_size > most:
+        raise ValueError(f"{path}: {status.st_size} bytes, more than the {most} that are read")
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Returns the bytes of a regular file; raises a ValueError that names it, as `check_regular` does."""
+    check_regular(path, most)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: not readable ({error.strerror})") from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object; raises a ValueError that names the file."""
     try:
@@ -201,6 +235,7 @@ def sha256(*paths: Path) -> str:
     """Returns the SHA-256 of the bytes of files, one after the other, in hexadecimal."""
     digest = hashlib.sha256()
     for path in paths:
+        check_regular(path, sys.maxsize)
         with path.open("rb") as file:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)

@@ -18,6 +18,7 @@ from t2i.files import (
     atomic_folder,
     lock,
     printable,
+    read_bytes,
     read_json,
     sha256,
     sweep,
@@ -177,6 +178,24 @@ def test_sha256_of_files_one_after_the_other(tmp_path):
     (tmp_path / "b").write_bytes(b"2")
     assert sha256(tmp_path / "a", tmp_path / "b") == hashlib.sha256(b"1" * (2**20 + 3) + b"2").hexdigest()
     assert sha256(tmp_path / "b") != sha256(tmp_path / "a", tmp_path / "b")
+
+
+def test_what_is_no_regular_file_is_named_and_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "file").write_bytes(b"123")
+    for name, problem in (
+        ("pipe", "a pipe, a socket or a device, not a regular file"),
+        ("zero", "a pipe, a socket or a device, not a regular file"),
+        (".", "a folder, not a regular file"),
+        ("none", r"not readable \(No such file or directory\)"),
+    ):
+        for read in (read_bytes, sha256):
+            with pytest.raises(ValueError, match=f"^{tmp_path / name}: {problem}"):
+                read(tmp_path / name)
+    with pytest.raises(ValueError, match="file: 3 bytes, more than the 2 that are read"):
+        read_bytes(tmp_path / "file", 2)
+    assert read_bytes(tmp_path / "file", 3) == b"123"
 
 
 def test_printable_text_has_no_control_characters():
