@@ -1,7 +1,7 @@
 """Recipes: a YAML file and `key=value` overrides, validated by pydantic; an unknown key is an error."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -10,6 +10,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 R = TypeVar("R", bound="Section")
 MOST_FAULTS = 20  # errors that a message lists
+# The verb of a recipe, by the first of these sections that it has; to other verbs `vae` is the folder of one.
+VERBS = {
+    "method": "finetune",
+    "encoders": "study text-encoder",
+    "unet": "train unet",
+    "tokenizer": "train text-encoder",
+    "text": "train text-encoder",
+    "t5": "train text-encoder",
+    "vae": "train vae",
+}
 
 
 class Section(BaseModel):
@@ -75,15 +85,24 @@ def read_recipe(path: Path) -> dict[str, Any]:
 def load_recipe(path: str | Path, overrides: Sequence[str], model: type[R]) -> R:
     """Loads a YAML recipe with dotted `key=value` overrides; raises a ValueError that names every wrong key."""
     values = read_recipe(Path(path))
-    kind = "unet" if "unet" in values else "vae" if isinstance(values.get("vae"), dict) else None
-    if kind is not None and kind not in model.model_fields:
-        raise ValueError(f"{path}: this is a recipe for `t2i train {kind}`")
+    check_verb(path, values, _verb(model.model_fields))
     for text in overrides:
         override(values, text)
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise ValueError(f"{path}: {explain(error, model)}") from None
+
+
+def check_verb(path: str | Path, values: dict[str, Any], verb: str | None) -> None:
+    """Raises a ValueError for a recipe of another verb than `verb`, by the sections that only one verb has."""
+    recipe_verb = _verb([key for key, value in values.items() if key != "vae" or isinstance(value, dict)])
+    if recipe_verb not in (None, verb):
+        raise ValueError(f"{path}: this is a recipe for `t2i {recipe_verb}`")
+
+
+def _verb(keys: Collection[str]) -> str | None:
+    return next((verb for key, verb in VERBS.items() if key in keys), None)
 
 
 def override(values: dict[str, Any], text: str) -> None:

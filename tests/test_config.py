@@ -1,9 +1,11 @@
 """Recipes: YAML, overrides, and faults that name the key and the way out."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import Field
 
-from t2i.config import Section, TrainConfig, load_recipe, override
+from t2i.config import Section, TrainConfig, check_verb, load_recipe, override, read_recipe
 
 
 class Inner(Section):
@@ -115,3 +117,21 @@ def test_a_recipe_of_another_component_is_named(tmp_path, text):
     kind = text.split(":")[0]
     with pytest.raises(ValueError, match=f"recipe.yaml: this is a recipe for `t2i train {kind}`"):
         load(tmp_path, text + GOOD)
+
+
+RECIPES = {
+    "scenes/vae": "train vae",
+    "scenes/unet": "train unet",
+    "scenes/text-encoder": "train text-encoder",
+    "finetune/lora": "finetune",
+    "study/scenes": "study text-encoder",
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_shipped_recipe_given_to_another_verb_is_named(name):
+    path = Path(__file__).parent.parent / "configs" / f"{name}.yaml"
+    for verb in set(RECIPES.values()) - {RECIPES[name]}:
+        with pytest.raises(ValueError, match=f"{name}.yaml: this is a recipe for `t2i {RECIPES[name]}`"):
+            check_verb(path, read_recipe(path), verb)
+    check_verb(path, read_recipe(path), RECIPES[name])
