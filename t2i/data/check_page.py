@@ -11,7 +11,7 @@ from t2i.data.decode import decode
 from t2i.data.findings import LOST, NOTED
 from t2i.data.folder import FolderSource
 from t2i.data.transforms import crop
-from t2i.files import printable, write_text
+from t2i.files import printable, sweep, write_text
 from t2i.report import page
 from t2i.report.page import Html
 
@@ -26,6 +26,7 @@ WITHOUT_IMAGE = ("missing", "unread_format", "spare_text")
 
 def write_check(check: Check, folder: str | Path) -> None:
     """Writes check.json and check.html to `folder`, in place of those of an earlier check."""
+    sweep(Path(folder))
     for name, text in zip(FILES, (json.dumps(to_json(check), indent=1) + "\n", to_page(check)), strict=True):
         write_text(Path(folder) / name, text)
 
