@@ -74,7 +74,7 @@ def merge_lora(networks: Networks, path: str | Path, weight: float = 1.0) -> str
 def lora_line(path: str | Path, lora: Lora, weight: float) -> str:
     """Returns a line for the report: the layers that a LoRA changes."""
     layers = " and ".join(f"{len(lora[component])} of {component}" for component in COMPONENTS if component in lora)
-    return f"{path}: layers changed: {layers}, {weight:g} times"
+    return f"{path}: layers changed: {layers}, weight {weight:g}"
 
 
 def merge_tensors(

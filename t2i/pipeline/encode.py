@@ -43,7 +43,7 @@ def texts_of(request: Request, width: int, guidance: float) -> tuple[list[str] |
         checks.check_embeds("prompt_embeds", embeds, width)
         prompts = embeds
     if request.towards is not None and (embeds is not None or len(request.towards) != len(prompts)):
-        raise ConfigError("towards", f"has {len(request.towards)} entries; give one (or None) for each prompt")
+        raise ConfigError("towards", f"{len(request.towards)} given; one (or None) for each prompt is needed")
     if negative_embeds is None:
         negatives = checks.negative_list(request.negative_prompt, len(prompts))
     else:

@@ -56,7 +56,7 @@ def noise_source(request: Request, count: int, shape: tuple[int, ...], order: Se
     )
     one = isinstance(request.generator, torch.Generator)
     if not one and len(generators) != count:
-        raise ConfigError("generator", f"has {len(generators)} entries for {count} images; give one, or one an image")
+        raise ConfigError("generator", f"{len(generators)} given, {count} needed: one an image, or one for all")
     rows = {name: count if name == START else 1 for name in names} if one else dict.fromkeys(names, 1)
     before = {name: draw(generators, rows[name], shape).expand(count, *shape) for name in names}
     drawn = [draw(generators, count if one else 1, shape) for _ in range(steps)]

@@ -69,7 +69,7 @@ def negative_list(value: str | Sequence[Any] | None, count: int) -> list[str]:
         return [value or ""] * count
     negatives = prompt_list(value, "negative_prompt")
     if len(negatives) != count:
-        raise ConfigError("negative_prompt", f"{len(negatives)} entries for {count} prompts; give one, or one a prompt")
+        raise ConfigError("negative_prompt", f"{len(negatives)} given, {count} needed: one a prompt, or one for all")
     return negatives
 
 
@@ -152,7 +152,7 @@ def variation_seed_list(request: Request, count: int) -> list[int] | None:
 def _counted(name: str, seeds: int | Sequence[int], count: int, step: int) -> list[int]:
     each = [seeds + k * step for k in range(count)] if isinstance(seeds, int) else list(seeds)
     if len(each) != count:
-        raise ConfigError(name, f"has {len(each)} entries for {count} images; give one an image, or one number")
+        raise ConfigError(name, f"{len(each)} given, {count} needed: one an image, or one number")
     for k, seed in enumerate(each):
         if not 0 <= seed <= LARGEST_SEED:
             raise ConfigError(name, f"{seed}, of image {k}, is not in 0..2^63 - 1")

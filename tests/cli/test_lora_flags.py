@@ -45,8 +45,8 @@ def pixels(path):
 def test_several_at_once(t2i, model, loras, tmp_path):
     code, _, err = t2i(*ASK, "-m", model, "--lora", f"{loras[0]}:0.8", "--lora", f"{loras[1]}:-.5", "-o", "with")
     assert code == 0, err
-    assert "frog.safetensors: layers changed: 80 of unet, 0.8 times" in err
-    assert f"{loras[1]}: layers changed: 80 of unet and 12 of text_encoder, -0.5 times" in err
+    assert "frog.safetensors: layers changed: 80 of unet, weight 0.8" in err
+    assert f"{loras[1]}: layers changed: 80 of unet and 12 of text_encoder, weight -0.5" in err
     assert t2i(*ASK, "-m", model, "-o", "bare")[0] == 0
     pipeline = Pipeline.from_pretrained(model)
     for path, weight in zip(loras, (0.8, -0.5), strict=True):
@@ -82,7 +82,7 @@ def test_merged(t2i, model, loras, tmp_path, place):
     flags = [f"{loras[0]}:0.8", f"{loras[1]}:-0.5"]
     code, _, err = t2i("convert", model, tmp_path / place, "--merge-lora", flags[0], "--merge-lora", flags[1])
     assert code == 0, err
-    assert "80 of unet and 12 of text_encoder, -0.5 times" in err
+    assert "80 of unet and 12 of text_encoder, weight -0.5" in err
     assert t2i(*ASK, "-m", tmp_path / place, "-o", "merged-out", "--cfg", 4)[0] == 0
     assert t2i(*ASK, "-m", model, "--lora", flags[0], "--lora", flags[1], "-o", "with", "--cfg", 4)[0] == 0
     assert np.array_equal(pixels(tmp_path / "merged-out" / "00000-4.png"), pixels(tmp_path / "with" / "00000-4.png"))

@@ -40,7 +40,8 @@ def recipe(tmp_path):
 def test_trains_and_says_what_it_does(t2i, recipe, tmp_path):
     code, out, err = t2i("train", "vae", recipe, "train.steps=3", "seed=7")
     assert code == 0
-    assert "steps 0..3, global batch 4 = 4 x 1 accumulated x 1 processes, 8 samples" in out and "seed: 7" in out
+    assert "steps 0..3, global batch 4 = micro-batch 4 x accumulation 1 x processes 1, 8 samples, " in out
+    assert "seed: 7" in out
     assert "training images: 8 of 8 rows used; 8 images, all readable" in err and "run 3/3" in err
     assert read_json(tmp_path / "run" / "recipe.json")["train"]["steps"] == 3
     assert (tmp_path / "run" / "vae" / "config.json").is_file()

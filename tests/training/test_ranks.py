@@ -35,7 +35,10 @@ def test_two_processes_are_one(components, tmp_path):
     said = ranks(2, commands, tmp_path)
     assert_alike(tmp_path / "one" / "unet", tmp_path / "two" / "unet", 8)
     assert_alike(tmp_path / "one" / "text", tmp_path / "two" / "text", 8)
-    assert "8 = 4 x 1 accumulated x 2 processes" in said[0] and "training images: 8 of 8 rows used" in said[0]
+    assert (
+        "8 = micro-batch 4 x accumulation 1 x processes 2, 8 samples, cpu, " in said[0]
+        and "training images: 8 of 8 rows used" in said[0]
+    )
     assert "images" not in said[1] and "steps" not in said[1]
     assert len(list((tmp_path / "two" / "cache").rglob("manifest.json"))) == 4
     for name in ("unet/model", "text/text_encoder", "text/image_encoder"):

@@ -28,7 +28,8 @@ def plan_lines(task: FinetuneTask) -> list[str]:
     total = trained + sum(p.numel() for p in frozen)
     held_out = "the same for validation" if task.data.same else "held out"
     epochs = config.steps * config.global_batch / len(task)
-    lora = recipe.lora
+    lora, device = recipe.lora, process_state().device
+    device = "cpu" if device.type == "cpu" else device  # which torchrun numbers
     lines = [
         f"method      {recipe.method}{' by LoRA' if recipe.method == 'dreambooth' and lora else ''}, "
         f"{len(task)} images for training, {len(task.data.held_out_cache)} {held_out}",
@@ -44,7 +45,7 @@ def plan_lines(task: FinetuneTask) -> list[str]:
         *lines,
         f"training    {config.steps} steps of {config.global_batch} images, learning rate {config.lr:g}, "
         f"{config.lr_schedule}, each image {epochs:.0f} times",
-        f"memory      about {mib(weights + states + activations)} on {process_state().device}: weights {mib(weights)}, "
+        f"memory      about {mib(weights + states + activations)} on {device}: weights {mib(weights)}, "
         f"gradients and optimiser {mib(states)}, a step of {micro} images {mib(activations)}; "
         "the program itself not included",
         f"time        about {clock(passes * seconds)} for the steps ({seconds:.2g} s for {micro} images, measured); "
