@@ -8,7 +8,7 @@ import typer
 
 from t2i.cli.options import find_recipe
 from t2i.errors import ConfigError
-from t2i.pipeline.find import find_model
+from t2i.pipeline.find import SHIPPED, find_model
 from t2i.progress import say
 
 Option = typer.Option
@@ -71,6 +71,18 @@ IGNORED = {
     "validation_epochs": True,
 }
 SPECIAL = ("gradient_accumulation_steps", "with_prior_preservation", "train_text_encoder", "validation_prompt")
+# Flags of diffusers for the options of this command.
+OPTIONS = {
+    "pretrained_model_name_or_path": "model",
+    "train_data_dir": "data",
+    "instance_data_dir": "data",
+    "dataset_name": "data",
+    "output_dir": "out",
+    "instance_prompt": "instance_prompt",
+}
+# Flags whose values are text, not YAML.
+TEXTS = ("class_prompt", "class_data_dir", "placeholder_token", "initializer_token", "validation_prompt")
+TEXTS += ("mixed_precision", "lr_scheduler")
 SCHEDULES = {"constant_with_warmup": "constant"}
 
 
@@ -83,26 +95,12 @@ def finetune(
         ),
     ] = None,
     model: Annotated[
-        str | None,
-        Option("-m", "--model", "--pretrained_model_name_or_path", help="A folder, a single file or a hub name."),
+        str | None, Option("-m", "--model", help=f"A folder, a single file or a hub name. Default: {SHIPPED}.")
     ] = None,
-    data: Annotated[
-        str | None,
-        Option(
-            "--data",
-            "--train_data_dir",
-            "--instance_data_dir",
-            "--dataset_name",
-            help="A folder, FILE.parquet or a hub name.",
-        ),
-    ] = None,
+    data: Annotated[str | None, Option(help="A folder, FILE.parquet or a hub name.")] = None,
     method: Annotated[str | None, Option(help="lora, dreambooth, textual-inversion or full. Default: lora.")] = None,
-    out: Annotated[
-        Path | None, Option("-o", "--out", "--output_dir", help="The folder of the run. Default: runs/DATA-METHOD.")
-    ] = None,
-    instance_prompt: Annotated[
-        str | None, Option("--instance-prompt", "--instance_prompt", help="Caption of images without one.")
-    ] = None,
+    out: Annotated[Path | None, Option("-o", "--out", help="The folder of the run. Default: runs/DATA-METHOD.")] = None,
+    instance_prompt: Annotated[str | None, Option(help="Caption of images without one.")] = None,
 ) -> None:
     """Fine-tune a model on your own images; the same command resumes. Then: t2i generate PROMPT -m RUN.
 
@@ -120,16 +118,19 @@ def finetune(
 
 def gather(arguments: list[str], given: dict[str, str]) -> dict[str, Any]:
     """Returns the values of the recipe: of the file, then of flags, then of key=value; later ones win."""
-    from t2i.config import override, read_recipe
+    from t2i.config import check_verb, override, read_recipe
     from t2i.data.data_config import config_for
 
     texts, flags = read_flags(arguments)
     files = [text for text in texts if "=" not in text]
     if len(files) > 1:
         raise ValueError(f"{' and '.join(files)}: give one recipe, then key=value")
+    given = {name: flags.pop(f"--{name}") for name in OPTIONS.values() if f"--{name}" in flags} | given
     values: dict[str, Any] = {}
     for name in files:
-        values = read_recipe(Path(name) if Path(name).exists() else find_recipe(name)[1])
+        path = Path(name) if Path(name).exists() else find_recipe(name)[1]
+        values = read_recipe(path)
+        check_verb(path, values, "finetune")
     for name in ("model", "method", "out"):
         if name in given:
             values[name] = given[name]
@@ -186,8 +187,8 @@ def read_flags(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
             keys |= {} if name in IGNORED else {f"--{name}": True}
             _report_ignored(name)
             continue
-        if name not in KEYS and name not in SPECIAL and name not in IGNORED:
-            known = [*KEYS, *SWITCHES, *SPECIAL, *IGNORED, "data", "method", "model", "out", "instance_prompt"]
+        if not any(name in names for names in (KEYS, SPECIAL, IGNORED, OPTIONS)):
+            known = [*KEYS, *SWITCHES, *SPECIAL, *IGNORED, *OPTIONS, *OPTIONS.values(), "method"]
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean --{near[0]}?" if near else "see `t2i finetune --help`"
             raise ValueError(f"--{flag}: no such option, and none of diffusers' that is supported; {hint}")
@@ -198,9 +199,11 @@ def read_flags(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
         if name in IGNORED:
             _report_ignored(name)
             continue
-        text = name in ("class_prompt", "class_data_dir", "placeholder_token", "initializer_token", "validation_prompt")
-        text = text or name in ("mixed_precision", "lr_scheduler")
-        keys[KEYS.get(name, f"--{name}")] = SCHEDULES.get(value, value) if text else yaml.safe_load(value)
+        key = f"--{OPTIONS[name]}" if name in OPTIONS else KEYS.get(name, f"--{name}")
+        try:
+            keys[key] = SCHEDULES.get(value, value) if name in TEXTS or name in OPTIONS else yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise ValueError(f"--{flag}: {value!r:.80} is not a value") from None
     return others, keys
 
 
@@ -214,23 +217,23 @@ def apply_flags(values: dict[str, Any], keys: dict[str, Any]) -> None:
     keys = dict(keys)
     prior, text = keys.pop("--with_prior_preservation", False), keys.pop("--train_text_encoder", False)
     accumulation, prompt = keys.pop("--gradient_accumulation_steps", 1), keys.pop("--validation_prompt", None)
+    if not isinstance(accumulation, int) or accumulation < 1:
+        raise ConfigError("--gradient_accumulation_steps", "not a whole number above 0", accumulation)
     for key, value in keys.items():
-        *parents, last = key.split(".")
-        place = values
-        for part in parents:
-            inner = place.setdefault(part, {})
-            place[part] = place = {} if inner is None else inner
-        place[last] = value
-    if "train.micro_batch" in keys:
-        values["train"]["global_batch"] = keys["train.micro_batch"] * accumulation
-    if prompt is not None:
-        values.setdefault("sample", {})["prompts"] = [prompt]
-    if prior and "prompt" not in values.get("prior", {}):
-        raise ValueError("--with_prior_preservation: give --class_prompt too, for example 'a dog'")
-    if not prior and "prior" in values and any(key.startswith("prior.") for key in keys):
-        say("flags of class images enable prior preservation")
-    if text:
-        if values.get("lora") is not None or values.get("method", "lora") == "lora":
-            values.setdefault("lora", {})["text_encoder"] = True
+        name, _, last = key.rpartition(".")
+        if name:
+            values[name] = section(values, name) | {last: value}
         else:
-            values["text_encoder"] = True
+            values[last] = value
+    if isinstance(micro := keys.get("train.micro_batch"), int):
+        values["train"]["global_batch"] = micro * accumulation
+    if prompt is not None:
+        values["sample"] = section(values, "sample") | {"prompts": [prompt]}
+    if prior and "prompt" not in section(values, "prior"):
+        raise ValueError("--with_prior_preservation: give --class_prompt too, for example 'a dog'")
+    if not prior and any(key.startswith("prior.") for key in keys):
+        say("flags of class images enable prior preservation")
+    if text and (values.get("lora") is not None or values.get("method", "lora") == "lora"):
+        values["lora"] = section(values, "lora") | {"text_encoder": True}
+    elif text:
+        values["text_encoder"] = True

@@ -13,6 +13,7 @@ from t2i.cli.app import app
 from t2i.cli.finetune import gather, read_flags
 from t2i.data.data_config import config_for
 from t2i.data.open import open_source
+from t2i.files import lock
 from t2i.pipeline import Pipeline
 from t2i.training.finetune.data import split_source
 from t2i.training.resume import check_run
@@ -107,11 +108,43 @@ def test_diffusers_flags_are_keys(tmp_path):
         (["--rank"], "needs a value"),
         (["a.yaml", "b.yaml"], "one recipe"),
         (["--with_prior_preservation"], "give --class_prompt"),
+        (["--rank", "["], r"--rank: '\[' is not a value"),
+        (["--rank", "9" * 5000], "--rank: '999"),
+        (["--gradient_accumulation_steps", "x"], "--gradient_accumulation_steps = 'x': not a whole number"),
+        (["--train_batch_size", "1", "five.yaml"], "train = 5: not a section of keys"),
+        (["scenes/vae"], "vae.yaml: this is a recipe for `t2i train vae`"),
     ],
 )
-def test_bad_flags_are_named(arguments, message, tmp_path):
+def test_bad_flags_are_named(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "five.yaml").write_text("train: 5\n")
     with pytest.raises(ValueError, match=message):
         gather(arguments, {"model": "m", "data": str(tmp_path), "out": "o"})
+
+
+def test_diffusers_names_of_the_options(tmp_path):
+    flags = ["--pretrained_model_name_or_path", "m", "--train_data_dir", str(tmp_path), "--output_dir=2", "x=1"]
+    values = gather([*flags, "--instance_prompt", "a: dog"], {"method": "lora"})
+    assert (values["model"], values["out"], values["x"]) == ("m", "2", 1)
+    assert values["data"] == {"source": "folder", "path": str(tmp_path), "instance_prompt": "a: dog"}
+    assert gather(flags, {"model": "n"})["model"] == "n"
+
+
+def test_a_size_beyond_all_bounds(places, tmp_path):
+    model, data, _ = places
+    with pytest.raises(ValueError, match=r"size = 1000000000000: not a number of pixels in 1\.\.4096"):
+        f.prepare(model, data, tmp_path / "run", "size=1000000000000")
+
+
+def test_a_second_process_is_refused_before_it_writes(places, tmp_path):
+    model, data, _ = places
+    (tmp_path / "run").mkdir()
+    with lock(tmp_path / "run" / ".lock") as alone:
+        assert alone
+        command = ["finetune", "-m", str(model), "--data", str(data), "-o", str(tmp_path / "run"), *f.FAST]
+        found = CliRunner().invoke(app, command)
+    assert "another process trains in this folder" in str(found.exception)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "cache"}
 
 
 def test_needless_flags_are_said(capsys):

@@ -14,6 +14,7 @@ from t2i.data.data_config import DataConfig
 from t2i.errors import ConfigError
 from t2i.files import read_json
 from t2i.pipeline import Pipeline
+from t2i.pipeline.request import LARGEST_SIDE
 from t2i.progress import say
 from t2i.text.tokenizer import count_tokens
 from t2i.training.distributed import process_state
@@ -23,13 +24,12 @@ from t2i.training.finetune.estimate import plan_lines
 from t2i.training.finetune.recipe import FinetuneRecipe, fill
 from t2i.training.finetune.task import FinetuneTask
 from t2i.training.loop import train
-from t2i.training.resume import check_run
+from t2i.training.resume import alone_in, check_run
 
 
 def finetune(values: dict[str, Any]) -> list[str]:
     """Fine-tunes by the values of a recipe; returns lines about the result, in the main process only."""
     quiet = not process_state().is_main_process
-    check_out(values["out"], values["data"].get("path"))
     pipeline = Pipeline.from_pretrained(values["model"])
     check = check_data(values, pipeline, quiet)
     recipe, sources = complete(values, pipeline, check)
@@ -47,9 +47,10 @@ def finetune(values: dict[str, Any]) -> list[str]:
         raise ConfigError("out", problem, str(recipe.run)) from None
     task = FinetuneTask(recipe, pipeline, sources, quiet=quiet)
     if not quiet:
-        write_check(check, recipe.run / "check")
-        print("\n".join(["", *plan_lines(task), ""]), flush=True)
-        measure_before(task)
+        with alone_in(recipe.run):  # as in the training itself, which locks the folder again
+            write_check(check, recipe.run / "check")
+            print("\n".join(["", *plan_lines(task), ""]), flush=True)
+            measure_before(task)
     process_state().wait_for_everyone()
     train(task, recipe)
     prompt = shlex.quote(task.prompts[0] if task.prompts else "PROMPT")
@@ -59,13 +60,14 @@ def finetune(values: dict[str, Any]) -> list[str]:
 
 def check_data(values: dict[str, Any], pipeline: Pipeline, quiet: bool) -> Check:
     """Checks every training image; raises if too many are unusable."""
+    check_out(values["out"], values["data"].get("path"))
     if values.get("size") is None:
         size = pipeline.default_size()
         if size is None or size[0] != size[1]:
             raise ValueError(f"{values['model']}: has no square default size: give size=PIXELS")
         values["size"] = size[0]
-    if not isinstance(values["size"], int) or values["size"] < 1:
-        raise ConfigError("size", "not a number of pixels", values["size"])
+    if not isinstance(values["size"], int) or not 1 <= values["size"] <= LARGEST_SIDE:
+        raise ConfigError("size", f"not a number of pixels in 1..{LARGEST_SIDE}", values["size"])
     if values.get("method") == "textual-inversion":
         if values["data"].get("instance_prompt") is not None:
             raise ConfigError(
