@@ -12,6 +12,11 @@ def say(text: str) -> None:
     print(f"t2i: {text}", file=sys.stderr, flush=True)
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns "1 image" or "2 images"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 class Progress(Protocol):
     """A function that long work reports to."""
 

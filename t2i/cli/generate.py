@@ -22,7 +22,10 @@ def generate(
     count: Annotated[int, Option("-c", "--count", help="Images per prompt", rich_help_panel=TEXT)] = 1,
     prompts_file: Annotated[
         Path | None,
-        Option(help="One prompt a line, after those given, UTF-8; .jsonl: an object a line", rich_help_panel=TEXT),
+        Option(
+            help="One prompt a line, after those given, UTF-8; # begins a comment; .jsonl: an object a line",
+            rich_help_panel=TEXT,
+        ),
     ] = None,
     interpolate: Annotated[
         int | None,

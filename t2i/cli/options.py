@@ -3,14 +3,16 @@
 import difflib
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from t2i.errors import ConfigError
+from t2i.files import MOST_BYTES, check_regular
 from t2i.pipeline.find import SHIPPED
-from t2i.pipeline.settings import MODEL, RUN, SETTINGS
+from t2i.pipeline.settings import MODEL, RUN, SETTINGS, checked
 
 Model = Annotated[
     Path | None,
@@ -121,7 +123,24 @@ def _plain_size(size: str) -> str:
     return f"{width}x{height}"
 
 
+def _file(name: str) -> Callable[[Path], Path]:
+    """Returns a check of a file that is read at once: it names a missing one, a folder, a pipe, a device."""
+
+    def check(path: Path) -> Path:
+        try:
+            check_regular(path, MOST_BYTES)
+        except ValueError as error:
+            raise ValueError(f"{SETTINGS[name].flag} {error}") from None
+        return path
+
+    return check
+
+
 PARSERS = {
+    "vae_tile": lambda pixels: checked({"vae_tile": pixels}, {"vae_tile": "--vae-tile"})["vae_tile"],
+    "image": _file("image"),
+    "mask": _file("mask"),
+    "embeddings": lambda paths: [_file("embeddings")(path) for path in paths],
     "size": _plain_size,
     "guidance_interval": parse_interval,
     "loras": lambda texts: [parse_lora(text) for text in texts],

@@ -47,7 +47,7 @@ def find_file(
     `files` returns the files of a place that are hashed; by default those of `weights_of`.
     """
     for place in (Path(name), image.parent / name, *sorted(Path().glob(f"*/{glob.escape(name)}"))):
-        if place.exists() and sha256(*(files or weights_of)(place)) == digest:
+        if (place.is_file() or place.is_dir()) and sha256(*(files or weights_of)(place)) == digest:
             return place
     raise ValueError(
         f"{image}: was made with {name!r} (sha256 {digest[:12]}...), which is neither here, nor in a "

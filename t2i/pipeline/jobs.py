@@ -1,6 +1,5 @@
 """Jobs: prompts with their settings, from files of prompts, from images, over axes of a grid. Torch is not needed."""
 
-import json
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from t2i.errors import ConfigError, RunFailed
+from t2i.files import read_bytes
 from t2i.pipeline.find import find_file, find_model, local_model
 from t2i.pipeline.settings import BY_PARAMETER, FILES, checked
-from t2i.progress import say
+from t2i.progress import counted, say
 
 LINE = ("prompt", "negative", "seed", "cfg", "steps", "size")  # the keys of a line of JSON
 
@@ -62,9 +62,11 @@ def cell_jobs(axes: list[Axis], prompt: str | None, options: dict[str, Any]) -> 
     """Yields the job of each cell of a grid, the last axis fastest; `options` are the settings that all cells share."""
     for indices in product(*(range(len(axis.values)) for axis in axes)):
         at = [(axis, i) for axis, i in zip(axes, indices, strict=True) if axis.name]
-        values = options | {"prompt": prompt} | {axis.name: axis.values[i] for axis, i in at}
+        values = options | {axis.name: axis.values[i] for axis, i in at}
+        text = values.pop("prompt", prompt)
+        assert isinstance(text, str)
         where = ", ".join(f"{axis.name} = {axis.written[i]}" for axis, i in at)
-        yield Job([values.pop("prompt")], {k: v for k, v in values.items() if v is not None}, where=where)
+        yield Job([text], {k: v for k, v in values.items() if v is not None}, where=where)
 
 
 def with_seeds(jobs: list[Job], first: int | None) -> list[Job]:
@@ -82,45 +84,42 @@ def with_seeds(jobs: list[Job], first: int | None) -> list[Job]:
 
 def read_jobs(path: Path, job: Job) -> list[Job]:
     """Returns a job for each line of JSON, whose keys override the options of `job`, except its seed."""
+    from t2i.pipeline.metadata.fields import read_json
+
     options = {name: value for name, value in job.options.items() if name != "seed"}
     jobs = []
     for number, line in _lines(path):
         where = f"{path}, line {number}"
         try:
-            values = json.loads(line)
+            values = read_json(line)
+            if unknown := values.keys() - set(LINE):
+                raise ValueError(f"unknown key {min(unknown)!r}; allowed are {', '.join(LINE)}")
+            if "prompt" not in values:
+                raise ValueError('has no "prompt"')
+            values = checked(values)
         except ValueError as error:
-            raise ValueError(f"{where}: not JSON ({error})") from None
-        if not isinstance(values, dict):
-            raise ValueError(f'{where}: an object is needed, such as {{"prompt": "a frog"}}')
-        for key in values:
-            if key not in LINE:
-                raise ValueError(f"{where}: unknown key {key!r}; allowed are {', '.join(LINE)}")
-        if "prompt" not in values:
-            raise ValueError(f'{where}: has no "prompt"')
-        one = Job([values.get("prompt")], count=job.count, where=where)
-        with one.located():
-            checked(values)
-        jobs.append(replace(one, options=options | {k: v for k, v in values.items() if k != "prompt"}))
+            raise ValueError(f"{where}: {error}") from None
+        jobs.append(Job([values.pop("prompt")], options | values, job.count, where=where))
     return jobs
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Returns a prompt for each line; blank lines are skipped and counted."""
+    """Returns a prompt for each line; blank lines and comments, which begin with #, are skipped and counted."""
     return [line for _, line in _lines(path)]
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
-    except OSError as error:
-        raise ValueError(f"{path}: not readable ({error.strerror})") from None
+        lines = [line.strip() for line in read_bytes(path).decode("utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
     if lines[-1] == "":
         lines.pop()  # nothing follows the last newline
-    prompts = [(number, line) for number, line in enumerate(lines, 1) if line]
-    if blank := len(lines) - len(prompts):
-        say(f"{path}: {blank} blank {'line' if blank == 1 else 'lines'} skipped")
+    prompts = [(number, line) for number, line in enumerate(lines, 1) if line and not line.startswith("#")]
+    comments = sum(line.startswith("#") for line in lines)
+    for number, kind in ((lines.count(""), "blank"), (comments, "comment")):
+        if number:
+            say(f"{path}: {counted(number, f'{kind} line')} skipped")
     if not prompts:
         raise ValueError(f"{path}: no prompt in it")
     return prompts
@@ -132,7 +131,7 @@ def repeat(job: Job, path: Path, model: Path | None) -> tuple[Job, Path | None]:
 
     image = read_png(path)
     if image.ignored:
-        say(f"{path}: {len(image.ignored)} of its settings are ignored: {', '.join(image.ignored)}")
+        say(f"{path}: {counted(len(image.ignored), 'setting')} ignored: {', '.join(image.ignored)}")
     settings = image.settings
     try:
         options = request_from(settings)

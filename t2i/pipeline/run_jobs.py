@@ -1,8 +1,8 @@
 """Runs jobs: opens their model, checks every request before the first is drawn, and writes images batch by batch."""
 
-import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from pathlib import Path
@@ -13,18 +13,19 @@ from PIL import Image
 
 from t2i.data.decode import UnreadableImage, decode
 from t2i.errors import RunFailed
-from t2i.files import sha256, write_png
+from t2i.files import read_bytes, sha256, write_png
 from t2i.interop.lora import lora_files, merge_lora
 from t2i.nn.attention import set_attention_backend
 from t2i.pipeline.find import Reading, weights_of
 from t2i.pipeline.jobs import Job
 from t2i.pipeline.load import hashed_files, load_vae, locate
-from t2i.pipeline.outputs import METADATA, ImageFolder
+from t2i.pipeline.metadata import to_texts
+from t2i.pipeline.outputs import ImageFolder, resumed, settings_key
 from t2i.pipeline.pipeline import Pipeline
-from t2i.pipeline.request import Request
+from t2i.pipeline.request import Request, check_counts
 from t2i.pipeline.resolved import PreparedRequest, ResolvedRequest
 from t2i.pipeline.settings import SETTINGS
-from t2i.progress import progress, say
+from t2i.progress import counted, progress, say
 from t2i.report.grid import image_grid
 from t2i.text.inversion import add_embedding
 
@@ -46,35 +47,47 @@ class Session:
     reading: Reading = DEFAULT_READING
 
 
+@dataclass(frozen=True)
+class ResolvedJob:
+    """A job as a checked request, with the settings that each of its images records."""
+
+    job: Job
+    request: ResolvedRequest
+    settings: list[dict[str, Any]]
+
+
 def run_jobs(session: Session, jobs: list[Job]) -> list[str]:
     """Samples and writes the images of all jobs; returns lines about them. Finished images stay if the run fails."""
     pipeline, made_by = open_pipeline(session, jobs[0])
-    if not (work := resolve_jobs(session, pipeline, made_by, jobs)):
-        return [f"{session.out}: nothing is left to do"]
-    with work[0][0].located():
-        prepared = pipeline.prepare(work[0][1])  # before the folder is made: a fault leaves nothing behind
-    warn_truncated(prepared)
-    assert prepared.seeds is not None
-    seed, count = prepared.seeds[0], sum(resolved.count for _, resolved in work)
-    say(f"seed {seed}, {count} {'image' if count == 1 else 'images'}")
-    images = ImageFolder(session.out)
-    last = images.folder
-    steps = sum(len(resolved.plan.timesteps) * len(resolved.batches) for _, resolved in work)
-    try:
-        with progress("steps", steps) as report:
-            step = _Step(session, images.folder, report)
-            for i, (job, resolved) in enumerate(work):
-                if i:
-                    with job.located():
-                        prepared = pipeline.prepare(resolved)
-                    warn_truncated(prepared)
-                for k, image in enumerate(chain.from_iterable(pipeline.run(prepared, callback=step))):
-                    last = images.add(image, settings_of(prepared, k, job, made_by), metadata=session.metadata)
-    except KeyboardInterrupt:
-        say(f"interrupted; {images.next - images.first} of {count} images are in {images.folder}")
-        raise
-    except torch.OutOfMemoryError as error:
-        raise RunFailed(f"out of memory: lower --batch-size or --size ({str(error).splitlines()[0]})") from None
+    work = [resolve_job(pipeline, made_by, job, session) for job in jobs]
+    with resumed(session.out) if session.resume else nullcontext({}) as present:
+        work = missing(pipeline, work, present, session.out)
+        if not work:
+            return [f"{session.out}: nothing is left to do"]
+        with work[0].job.located():
+            prepared = pipeline.prepare(work[0].request)  # before the first image: a fault leaves nothing behind
+        warn_truncated(prepared)
+        seed, count = work[0].settings[0]["seed"], sum(len(one.settings) for one in work)
+        say(f"seed {seed}, {counted(count, 'image')}")
+        images = ImageFolder(session.out)
+        last = images.folder
+        steps = sum(len(one.request.plan.timesteps) * len(one.request.batches) for one in work)
+        try:
+            with progress("steps", steps) as report:
+                step = _Step(session, images.folder, report)
+                for i, one in enumerate(work):
+                    if i:
+                        with one.job.located():
+                            prepared = pipeline.prepare(one.request)
+                        warn_truncated(prepared)
+                    drawn = chain.from_iterable(pipeline.run(prepared, callback=step))
+                    for image, settings in zip(drawn, one.settings, strict=True):
+                        last = images.add(image, settings, metadata=session.metadata)
+        except KeyboardInterrupt:
+            say(f"interrupted; {images.next - images.first} of {count} images are in {images.folder}")
+            raise
+        except torch.OutOfMemoryError as error:
+            raise RunFailed(f"out of memory: lower --batch-size or --size ({str(error).splitlines()[0]})") from None
     first = f"{images.first:05}-{seed}.png"
     lines = [f"{images.folder}: {first if count == 1 else f'{first} to {last.name}'}, seed {seed}"]
     if (grid := images.grid()) is not None:
@@ -83,27 +96,30 @@ def run_jobs(session: Session, jobs: list[Job]) -> list[str]:
     return lines
 
 
-def resolve_jobs(
-    session: Session, pipeline: Pipeline, made_by: dict[str, Any], jobs: list[Job]
-) -> list[tuple[Job, ResolvedRequest]]:
-    """Returns the jobs as checked requests; with `resume`, of the images that the folder does not hold yet."""
-    written = recorded_keys(session.out) if session.resume else set()
-    work: list[tuple[Job, ResolvedRequest]] = []
-    skipped = 0
-    for job in jobs:
-        with job.located():
-            resolved = pipeline.resolve(request_of(job, session.batch_size))
-            images = range(resolved.count)
-            if written:
-                images = [k for k in images if settings_key(settings_of(resolved, k, job, made_by)) not in written]
-            skipped += resolved.count - len(images)
-            if 0 < len(images) < resolved.count:
-                resolved = pipeline.resolve(select(resolved.request, list(images)))
+def resolve_job(pipeline: Pipeline, made_by: dict[str, Any], job: Job, session: Session) -> ResolvedJob:
+    """Returns a job as a checked request; raises where its settings are more text than an image holds."""
+    with job.located():
+        request = pipeline.resolve(request_of(job, session.batch_size))
+        settings = settings_of(request, job, made_by)
+        for one in settings[request.copies - 1 :: request.copies] if session.metadata else ():
+            to_texts(one)  # of each prompt the last image, whose seed is the longest
+    return ResolvedJob(job, request, settings)
+
+
+def missing(pipeline: Pipeline, work: list[ResolvedJob], present: Collection[str], out: Path) -> list[ResolvedJob]:
+    """Returns the jobs without the images whose `settings_key` is present, which are counted in a message."""
+    remaining, total = [], sum(len(one.settings) for one in work)
+    for one in work:
+        images = [k for k, settings in enumerate(one.settings) if settings_key(settings) not in present]
+        if 0 < len(images) < len(one.settings):
+            with one.job.located():
+                request = pipeline.resolve(select(one.request.request, images))
+            one = ResolvedJob(one.job, request, [one.settings[k] for k in images])
         if images:
-            work.append((job, resolved))
-    if session.resume:
-        say(f"{skipped} {'image is' if skipped == 1 else 'images are'} in {session.out} already: left out")
-    return work
+            remaining.append(one)
+    if done := total - sum(len(one.settings) for one in remaining):
+        say(f"{out} holds {done} of {counted(total, 'image')} already: not drawn again")
+    return remaining
 
 
 def open_pipeline(session: Session, job: Job) -> tuple[Pipeline, dict[str, Any]]:
@@ -164,7 +180,9 @@ def request_of(job: Job, batch_size: int) -> Request:
     """Returns the request of a job."""
     options = job.options
     prompts, towards, copies = job.prompts, None, range(job.count)
-    seeds = [options["seed"] + k for k in range(len(prompts) * job.count)]
+    frames = (len(prompts) - 1) * (job.interpolate + 1) + 1 if job.interpolate else len(prompts)
+    check_counts(Request(num_images_per_prompt=job.count, batch_size=batch_size), frames)
+    seeds = [options["seed"] + k for k in range(frames * job.count)]
     if job.interpolate:
         between = [i / (job.interpolate + 1) for i in range(job.interpolate + 1)]
         frames = [(a, (b, fraction) if fraction else None) for a, b in pairwise(prompts) for fraction in between]
@@ -216,33 +234,37 @@ def _read_image(path: Path | None, setting: str, background: str) -> Image.Image
         return None
     flag = SETTINGS[setting].flag
     try:
-        return decode(path.read_bytes(), background)
-    except OSError as error:
-        raise ValueError(f"{flag} {path}: not readable ({error.strerror})") from None
+        return decode(read_bytes(path), background)
     except UnreadableImage as error:
         raise ValueError(f"{flag} {path}: {error}") from None
 
 
-def settings_of(resolved: ResolvedRequest, k: int, job: Job, made_by: dict[str, Any]) -> dict[str, Any]:
-    """Returns the settings of image k; those at their defaults are left out."""
-    request, p = resolved.request, k // resolved.copies
+def settings_of(resolved: ResolvedRequest, job: Job, made_by: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the settings of each image; those at their defaults are left out."""
+    request, files = resolved.request, dict[str, Any]()
     assert resolved.seeds is not None and not isinstance(request.variation_seeds, int)
-    aim = None if request.towards is None else request.towards[p]
-    values = {s.name: getattr(request, s.parameter) for s in SETTINGS.values() if s.parameter is not None}
-    values |= {
-        "prompt": resolved.prompts[p],
+    for name in ("image", "mask"):
+        if (path := job.options.get(name)) is not None:
+            files |= {name: path.name, f"{name}_sha256": sha256(path)}
+    shared = {s.name: getattr(request, s.parameter) for s in SETTINGS.values() if s.parameter is not None}
+    shared |= {
         "negative": request.negative_prompt or "",
-        "seed": resolved.seeds[k],
         "size": f"{resolved.width}x{resolved.height}",
         "guidance_interval": list(request.guidance_interval),
-        "towards": None if aim is None else [*aim],
-        "variation_seed": None if request.variation_seeds is None else request.variation_seeds[k],
-    }
-    for name in ("image", "mask"):
-        path = values[name] = job.options.get(name)
-        if path is not None:
-            values |= {name: path.name, f"{name}_sha256": sha256(path)}
-    return {name: value for name, value in values.items() if value != SETTINGS[name].default} | made_by
+        "image": None,
+        "mask": None,
+    } | files
+    images = []
+    for k in range(resolved.count):
+        aim = None if request.towards is None else request.towards[k // resolved.copies]
+        values = shared | {
+            "prompt": resolved.prompts[k // resolved.copies],
+            "seed": resolved.seeds[k],
+            "towards": None if aim is None else [*aim],
+            "variation_seed": None if request.variation_seeds is None else request.variation_seeds[k],
+        }
+        images.append({name: value for name, value in values.items() if value != SETTINGS[name].default} | made_by)
+    return images
 
 
 def warn_truncated(prepared: PreparedRequest) -> None:
@@ -254,25 +276,6 @@ def warn_truncated(prepared: PreparedRequest) -> None:
     for kind, prompt, words in cut:
         if words:
             warnings.warn(f"{kind} {prompt!r} is too long, these words are left out: {words!r}", stacklevel=2)
-
-
-def recorded_keys(folder: Path) -> set[str]:
-    """Returns the `settings_key` of every image that a folder holds."""
-    path = folder / METADATA
-    keys = set()
-    for line in path.read_text(encoding="utf8", errors="replace").splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # cut off by a crash: its image is drawn again
-        if (folder / row["file_name"]).is_file():
-            keys.add(settings_key({k: v for k, v in row.items() if k not in ("file_name", "text", "schema_version")}))
-    return keys
-
-
-def settings_key(settings: dict[str, Any]) -> str:
-    """Returns a text that is equal for equal settings only."""
-    return json.dumps(settings, sort_keys=True)
 
 
 @dataclass

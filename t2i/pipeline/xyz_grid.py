@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -10,16 +11,15 @@ from typing import Any
 import torch
 from PIL import Image
 
-from t2i.data.decode import UnreadableImage, decode
+from t2i.data.decode import decode
 from t2i.errors import RunFailed
-from t2i.files import write_png, write_text
-from t2i.pipeline.jobs import Axis, Job, cell_jobs
-from t2i.pipeline.outputs import ImageFolder, read_settings
-from t2i.pipeline.pipeline import Pipeline
+from t2i.files import read_bytes, write_png, write_text
+from t2i.pipeline.jobs import Axis, cell_jobs
+from t2i.pipeline.outputs import ImageFolder, resumed, settings_key
 from t2i.pipeline.request import MOST_IMAGES
-from t2i.pipeline.resolved import PreparedRequest, ResolvedRequest
-from t2i.pipeline.run_jobs import Session, open_pipeline, request_of, settings_key, settings_of, warn_truncated
-from t2i.progress import progress, say
+from t2i.pipeline.resolved import PreparedRequest
+from t2i.pipeline.run_jobs import Session, open_pipeline, resolve_job, warn_truncated
+from t2i.progress import counted, progress, say
 from t2i.report import page
 from t2i.report.grid import LabelledGrid
 
@@ -49,91 +49,53 @@ def draw_grid(session: Session, plot: Plot) -> str:
         raise ValueError(f"the axes have {total} cells, more than {MOST_IMAGES}: give fewer values")
     jobs = list(cell_jobs(plot.sides, plot.prompt, plot.given))
     pipeline, made_by = open_pipeline(session, jobs[0])
-    resolved: list[ResolvedRequest] = []
-    for job in jobs:
-        with job.located():
-            resolved.append(pipeline.resolve(request_of(job, 1)))
+    cells = [resolve_job(pipeline, made_by, job, session) for job in jobs]
+    settings = [cell.settings[0] for cell in cells]
     panels, rows, columns = (side.labels for side in plot.sides)
     varied = [axis.name for axis in plot.axes]
     title = plot.prompt if plot.prompt is not None and "prompt" not in varied else f"by {', '.join(varied)}"
-    sheet = LabelledGrid(title, (resolved[0].width, resolved[0].height), columns, rows, panels)
+    sheet = LabelledGrid(title, (cells[0].request.width, cells[0].request.height), columns, rows, panels)
     size = sheet.layout.size
-    old = _drawn(session.out) if session.resume else {}
-    settings = [settings_of(request, 0, job, made_by) for job, request in zip(jobs, resolved, strict=True)]
-    cells = [Cell(*of, old.get(settings_key(of[2]))) for of in zip(jobs, resolved, settings, strict=True)]
-    missing = [cell for cell in cells if cell.path is None]
-    for cell in missing[:1]:
-        with cell.job.located():  # before the folder is made: a fault in a prompt leaves nothing behind
-            cell.prepared = pipeline.prepare(cell.resolved)
-    if session.resume:
-        say(f"{len(cells) - len(missing)} of {len(cells)} cells are in {session.out} already: not drawn again")
-    what = f"{len(cells)} cells" + (f", seed {plot.given['seed']}" if "seed" in plot.given else "")
-    say(f"{what}, a sheet of {size[0]}x{size[1]} pixels")
-    images = ImageFolder(session.out)
-    try:
-        _fill(pipeline, missing, images)
-    except KeyboardInterrupt:
-        done = sum(cell.path is not None for cell in cells)
-        command = shlex.join(["t2i", "grid", "--resume", *plot.words])
-        say(f"interrupted; {done} of {len(cells)} cells are in {session.out}; to go on:\n{command}")
-        raise
-    except torch.OutOfMemoryError as error:
-        raise RunFailed(f"out of memory: lower --size ({str(error).splitlines()[0]})") from None
-    path = next(path for i in count(images.first) if not (path := session.out / f"sheet-{i:05}.png").exists())
-    shown = [_read(cell) for cell in cells]
-    write_png(path, sheet.draw(shown), new=True)
-    common = {k: str(v) for k, v in settings[0].items() if all(row.get(k) == v for row in settings)}
-    listed = common | {axis.name: " | ".join(axis.written) for axis in plot.axes}
-    made = page.settings(listed, shlex.join(["t2i", "grid", *plot.words]))
-    write_text(path.with_suffix(".html"), page.page(title, "", sheet.tables(shown), made), new=True)
+    with resumed(session.out) if session.resume else nullcontext({}) as present:
+        paths = [present.get(settings_key(one)) for one in settings]
+        missing = [i for i, path in enumerate(paths) if path is None]
+        prepared: dict[int, PreparedRequest] = {}
+        for i in missing[:1]:
+            with cells[i].job.located():  # before the first image: a fault in a prompt leaves nothing behind
+                prepared[i] = pipeline.prepare(cells[i].request)
+        if session.resume:
+            old = len(cells) - len(missing)
+            say(f"{session.out} holds {old} of {counted(len(cells), 'cell')} already: not drawn again")
+        what = counted(len(cells), "cell") + (f", seed {plot.given['seed']}" if "seed" in plot.given else "")
+        say(f"{what}, a sheet of {size[0]}x{size[1]} pixels")
+        images, done = ImageFolder(session.out), count(1)
+        try:
+            with progress("steps", sum(len(cells[i].request.plan.timesteps) for i in missing)) as report:
+                for i in missing:
+                    with cells[i].job.located():
+                        ready = prepared.pop(i, None) or pipeline.prepare(cells[i].request)
+                        warn_truncated(ready)
+                        image = next(pipeline.run(ready, callback=lambda *_: report(next(done))))[0]
+                    paths[i] = images.add(image, settings[i])
+        except KeyboardInterrupt:
+            written = len(cells) - paths.count(None)
+            command = shlex.join(["t2i", "grid", "--resume", *plot.words])
+            say(f"interrupted; {written} of {len(cells)} cells are in {session.out}; to go on:\n{command}")
+            raise
+        except torch.OutOfMemoryError as error:
+            raise RunFailed(f"out of memory: lower --size ({str(error).splitlines()[0]})") from None
+        path = next(path for i in count(images.first) if not (path := session.out / f"sheet-{i:05}.png").exists())
+        shown = [_read(cell) for cell in paths if cell is not None]
+        write_png(path, sheet.draw(shown), new=True)
+        common = {k: str(v) for k, v in settings[0].items() if all(row.get(k) == v for row in settings)}
+        listed = common | {axis.name: " | ".join(axis.written) for axis in plot.axes}
+        made = page.settings(listed, shlex.join(["t2i", "grid", *plot.words]))
+        write_text(path.with_suffix(".html"), page.page(title, "", sheet.tables(shown), made), new=True)
     return f"{path} and {path.with_suffix('.html').name}: {what}"
 
 
-@dataclass
-class Cell:
-    """One image of the sheet; `path` is its file once it is drawn."""
-
-    job: Job
-    resolved: ResolvedRequest
-    settings: dict[str, Any]
-    path: Path | None
-    prepared: PreparedRequest | None = None
-
-
-def _drawn(folder: Path) -> dict[str, Path]:
-    """Returns the images of t2i in a folder, by the settings inside them."""
-    images = {}
-    for path in sorted(folder.glob("[0-9]*.png")):
-        try:
-            settings = read_settings(path)
-        except ValueError:
-            continue  # another program's
-        settings.pop("schema_version", None)
-        images[settings_key(settings)] = path
-    return images
-
-
-def _read(cell: Cell) -> Image.Image:
-    assert cell.path is not None
+def _read(path: Path) -> Image.Image:
     try:
-        return decode(cell.path.read_bytes(), "white")
-    except (OSError, UnreadableImage) as error:
-        raise RunFailed(f"{cell.path}: cannot be read again ({error}); delete it and give --resume") from None
-
-
-def _fill(pipeline: Pipeline, cells: list[Cell], images: ImageFolder) -> None:
-    """Draws cells, each written at once."""
-    done = 0
-
-    def step(*_: Any) -> None:
-        nonlocal done
-        done += 1
-        report(done)
-
-    with progress("steps", sum(len(cell.resolved.plan.timesteps) for cell in cells)) as report:
-        for cell in cells:
-            with cell.job.located():
-                prepared, cell.prepared = cell.prepared or pipeline.prepare(cell.resolved), None
-                warn_truncated(prepared)
-                image = next(pipeline.run(prepared, callback=step))[0]
-            cell.path = images.add(image, cell.settings)
+        return decode(read_bytes(path), "white")
+    except ValueError as error:
+        raise RunFailed(f"{path}: cannot be read again ({error}); delete it and give --resume") from None

@@ -221,7 +221,7 @@ def test_an_interrupted_grid_goes_on_where_it_stopped(t2i, model, tmp_path, monk
     (command,) = re.findall(r"^t2i grid .*$", err, re.M)
     Image.new("RGB", (8, 8)).save(tmp_path / "cut" / "00099-0.png")  # not ours: it is left alone
     code, _, err = t2i(*shlex.split(command)[1:])
-    assert code == 0 and "2 of 6 cells are in cut already" in err
+    assert code == 0 and "cut holds 2 of 6 cells already" in err
     assert all(path.read_bytes() == content for path, content in before.items())
     for name in ("png", "html"):
         (sheet,) = (tmp_path / "cut").glob(f"sheet*.{name}")

@@ -89,12 +89,12 @@ def test_the_same_request_again(tmp_path, pipeline, flags, prompts, count):
     made_by = {"model": tmp_path.name, "dtype": "float32", "rng": "cpu"}
     pictures = ImageFolder(tmp_path)
     for k in range(job.count):
-        said = settings_of(job, k, order, made_by)
+        said = settings_of(job, order, made_by)[k]
         counted = {"seed", "variation_seed", *files}  # whose values are each picture's own
         assert all(said[name] == flags[name] for name in (flags.keys() & said.keys()) - counted)
         again = plan(Job([]), pictures.add(Image.new("L", (1, 1)), said), tmp_path)
         found = pipeline.resolve(request_of(again, 8))
-        assert settings_of(found, 0, again, made_by) == said
+        assert settings_of(found, again, made_by)[0] == said
         assert (found.plan, found.guidance) == (job.plan, job.guidance)
         assert (found.prompts, found.seeds) == ([job.prompts[k // count]], [job.seeds[k]])
         assert (found.width, found.height) == (job.width, job.height)

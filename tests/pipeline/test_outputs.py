@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from t2i.errors import RunFailed
+from t2i.errors import RunFailed, WriteFailed
 from t2i.pipeline.metadata import read_png, to_texts
 from t2i.pipeline.outputs import ImageFolder, read_settings
 
@@ -48,3 +48,10 @@ def test_pictures_are_added_and_what_appears_meanwhile_is_kept(tmp_path):
         pictures.add(picture("blue"), ASKED)
     assert (tmp_path / "00001-7.png").read_bytes() == b"theirs"
     assert ImageFolder(tmp_path).add(picture("blue"), ASKED).name == "00002-7.png"
+
+
+def test_a_line_that_cannot_be_written_is_what_the_error_names(tmp_path):
+    (tmp_path / "metadata.jsonl").mkdir()
+    with pytest.raises(WriteFailed, match=r"metadata.jsonl: not written \(Is a directory\); 00000-7.png is written"):
+        ImageFolder(tmp_path).add(picture(), ASKED)
+    assert read_settings(tmp_path / "00000-7.png")["seed"] == 7
