@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from t2i.cli.options import find_recipe
+from t2i.cli.options import find_recipe, recipe_file
 from t2i.errors import ConfigError
 from t2i.pipeline.find import SHIPPED, find_model
 from t2i.progress import say
@@ -128,7 +128,7 @@ def gather(arguments: list[str], given: dict[str, str]) -> dict[str, Any]:
     given = {name: flags.pop(f"--{name}") for name in OPTIONS.values() if f"--{name}" in flags} | given
     values: dict[str, Any] = {}
     for name in files:
-        path = Path(name) if Path(name).exists() else find_recipe(name)[1]
+        path = recipe_file(Path(name)) if Path(name).exists() else find_recipe(name)[1]
         values = read_recipe(path)
         check_verb(path, values, "finetune")
     for name in ("model", "method", "out"):

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from t2i.errors import ConfigError
-from t2i.files import MOST_BYTES, check_regular
+from t2i.files import MOST_BYTES, MOST_JSON, check_regular
 from t2i.pipeline.find import SHIPPED
 from t2i.pipeline.settings import MODEL, RUN, SETTINGS, checked
 
@@ -93,6 +93,13 @@ def check_dtype(dtype: str | None) -> str | None:
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError("dtype", f"unknown; choose one of {', '.join(DTYPES)}", dtype)
     return None if dtype is None else DTYPES[dtype]
+
+
+def recipe_file(path: Path) -> Path:
+    """Returns the path of a recipe; raises ValueError for a folder, a pipe or a device."""
+    if path.exists():
+        check_regular(path, MOST_JSON)
+    return path
 
 
 def shipped_recipes() -> dict[str, Path]:

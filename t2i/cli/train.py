@@ -5,11 +5,15 @@ from typing import Annotated, Any
 
 import typer
 
+from t2i.cli.options import recipe_file
+
 app = typer.Typer(
     help="Train a component from a recipe. The same command resumes an interrupted run.", no_args_is_help=True
 )
 
-RecipePath = Annotated[Path, typer.Argument(help="A YAML recipe, for example configs/scenes/vae.yaml.")]
+RecipePath = Annotated[
+    Path, typer.Argument(callback=recipe_file, help="A YAML recipe, for example configs/scenes/vae.yaml.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Keys that override the recipe, for example train.steps=1000.")
 ]

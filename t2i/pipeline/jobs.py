@@ -96,7 +96,7 @@ def read_jobs(path: Path, job: Job) -> list[Job]:
                 raise ValueError(f"unknown key {min(unknown)!r}; allowed are {', '.join(LINE)}")
             if "prompt" not in values:
                 raise ValueError('has no "prompt"')
-            values = checked(values)
+            checked(values)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         jobs.append(Job([values.pop("prompt")], options | values, job.count, where=where))

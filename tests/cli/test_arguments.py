@@ -2,7 +2,6 @@
 
 import os
 import re
-from functools import partial
 
 import pytest
 from pipeline.tiny import make_pipeline
@@ -101,6 +100,12 @@ def pipe(tmp_path):
 @pytest.mark.parametrize("name", ["pipe", "zero"])
 @pytest.mark.parametrize("flag", ["--init-image", "--mask", "--prompts-file", "--embedding"])
 def test_pipes_and_devices_are_refused_by_name(t2i, pipe, flag, name):
-    code, _, err = partial(t2i, "generate")("x", flag, name)
+    code, _, err = t2i("generate", "x", flag, name)
     assert code == 2 and f"{name}: a pipe, a socket or a device, not a regular file" in err
     assert flag in err or flag == "--prompts-file"
+
+
+@pytest.mark.parametrize("verb", [["train", "vae"], ["train", "unet"], ["precompute"], ["finetune"]])
+def test_a_pipe_is_not_a_recipe(t2i, pipe, verb):
+    code, _, err = t2i(*verb, "pipe")
+    assert code == 2 and "pipe: a pipe, a socket or a device, not a regular file" in err

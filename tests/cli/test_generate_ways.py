@@ -123,6 +123,7 @@ def test_lines_of_json_are_continued_where_they_stopped(t2i, model, tmp_path):
     assert [s["seed"] for s in settings] == [7, 8, 42, 43]
     assert [s["size"] for s in settings] == ["20x16", "20x16", "16x16", "16x16"]
     assert [(s["steps"], s["cfg"], s["negative"]) for s in settings[1:3]] == [(1, 2, ""), (2, 4.0, "red")]
+    assert isinstance(settings[1]["cfg"], int)  # recorded as it was written, or earlier folders would be drawn again
     made[2].unlink()
     code, out, err = t2i(*asked)
     assert code == 0 and "outputs holds 3 of 4 images already: not drawn again" in err
