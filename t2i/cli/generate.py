@@ -104,7 +104,7 @@ def generate(
         job = replace(job, prompts=job.prompts + read_prompts(prompts_file))
     if not job.prompts and not rows:
         raise ValueError("no prompt: give PROMPT..., --prompts-file FILE or --from FILE.png")
-    if resume and "seed" not in job.options and not all("seed" in row.options for row in rows):
+    if resume and "seed" not in job.options and (job.prompts or not all("seed" in row.options for row in rows)):
         raise ValueError("--resume identifies images by their seeds: give --seed, or a seed in every line")
     if interpolate is not None and (rows or len(job.prompts) < 2 or interpolate < 1):
         raise ConfigError("--interpolate", "give at least 1 frame, and 2 prompts or more", interpolate)

@@ -69,11 +69,10 @@ class Run:
         with alone_in(self.folder) if main else contextlib.nullcontext():
             start = resume(self._parts(), self.recipe, self.accelerator)
             if main:
-                device = self.accelerator.device
                 print(
                     f"{self.folder}: steps {start}..{config.steps}, global batch {config.global_batch} = micro-batch "
                     f"{split.micro} x accumulation {split.accumulation} x processes {split.processes}, "
-                    f"{len(self.task)} samples, {'cpu' if device.type == 'cpu' else device}, "
+                    f"{len(self.task)} samples, {'cpu' if on_cpu() else self.accelerator.device}, "
                     f"mixed precision {config.mixed_precision}, {torch.get_num_threads()} threads",
                     flush=True,
                 )

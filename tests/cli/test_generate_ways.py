@@ -252,6 +252,7 @@ def test_a_picture_finds_its_model_and_its_files_in_the_folder_that_it_was_made_
         (["--prompts-file", "bad.jsonl"], "bad.jsonl, line 2: unknown key 'promt'"),
         (["--prompts-file", "blank.jsonl"], 'blank.jsonl, line 1: has no "prompt"'),
         (["--prompts-file", "seedless.jsonl", "--resume"], "--resume identifies images by their seeds"),
+        (["x", "--prompts-file", "seeds.jsonl", "--resume"], "--resume identifies images by their seeds"),
         (["--prompts-file", "wrong.jsonl"], "wrong.jsonl, line 1: steps = 0"),
         (["x", "--preview-every", "0"], "--preview-every = 0"),
         (["x", "--vae-tile", "3"], "a tile of 3 pixels"),
@@ -262,6 +263,7 @@ def test_bad_input_is_exit_code_2_and_one_message(t2i, model, tmp_path, files, a
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"promt": "b"}\n')
     (tmp_path / "blank.jsonl").write_text('{"seed": 1}\n')
     (tmp_path / "seedless.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "seeds.jsonl").write_text('{"prompt": "a", "seed": 1}\n')
     (tmp_path / "wrong.jsonl").write_text('{"prompt": "a", "steps": 0}\n')
     code, _, err = t2i("-m", model, *arguments)
     assert code == 2 and message in err and "Traceback" not in err

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from t2i.training.distributed import process_state
+from t2i.training.distributed import on_cpu, process_state
 from t2i.training.finetune.task import NAME, FinetuneTask
 
 TRIED = 3  # forward and backward passes, the first of which is not timed
@@ -28,8 +28,7 @@ def plan_lines(task: FinetuneTask) -> list[str]:
     total = trained + sum(p.numel() for p in frozen)
     held_out = "the same for validation" if task.data.same else "held out"
     epochs = config.steps * config.global_batch / len(task)
-    lora, device = recipe.lora, process_state().device
-    device = "cpu" if device.type == "cpu" else device  # which torchrun numbers
+    lora, device = recipe.lora, "cpu" if on_cpu() else process_state().device  # torchrun numbers the CPU
     lines = [
         f"method      {recipe.method}{' by LoRA' if recipe.method == 'dreambooth' and lora else ''}, "
         f"{len(task)} images for training, {len(task.data.held_out_cache)} {held_out}",
