@@ -19,9 +19,25 @@ def main() -> None:
     except RunFailed as error:
         print(f"t2i: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        print(f"t2i: {disk_problem(error)}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("t2i: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def disk_problem(error: OSError) -> str:
+    """Returns the message for a failure of the file system: the path, the cause and the free space."""
+    from pathlib import Path
+
+    from t2i.files import free_space
+
+    place = error.filename or error.filename2
+    if not isinstance(place, str | bytes | os.PathLike):
+        return f"a file could not be read or written ({error.strerror or error})"
+    path = Path(os.fsdecode(place))
+    return f"{path}: {error.strerror or error} ({free_space(path)})"
 
 
 if __name__ == "__main__":

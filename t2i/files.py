@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 MOST_JSON = 2**26  # bytes of a JSON file
 MOST_BYTES = 2**30  # bytes of a file that is read at once
 CHUNK = 2**20  # bytes that are hashed at once
+REPLACED = re.compile(r"-[0-9a-f]{8}\.partial-old$")  # what `atomic_folder` adds to a folder's name
 
 _unfinished: list[Path] = []  # the temporary folders of the open `atomic_folder` blocks
 
@@ -100,12 +102,25 @@ def sync_files(paths: Iterable[Path]) -> None:
 def sweep(folder: Path, seconds: float = 0) -> None:
     """Removes the temporary files and folders that killed processes left in `folder`.
 
-    Without a lock on the folder, `seconds` spares younger ones, which another process may still be writing.
+    A folder that was about to be replaced when its process was killed gets its name back. Without a lock on the
+    folder, `seconds` spares younger ones, which another process may still be writing.
     """
-    for path in folder.glob(".*.partial*"):
+    for path in (*folder.glob(".*.partial*"), *folder.glob(".tmp??????")):  # the latter are safetensors' own
         with suppress(FileNotFoundError):  # finished or swept by another process meanwhile
-            if time.time() - path.stat().st_mtime >= seconds:
+            if time.time() - path.stat().st_mtime < seconds:
+                continue
+            original = path.with_name(REPLACED.sub("", path.name)[1:])
+            if REPLACED.search(path.name) and not original.exists():
+                os.replace(path, original)
+            else:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder; a process that is killed meanwhile leaves no half of it under its name."""
+    tmp = _temporary(folder)
+    os.replace(folder, tmp)
+    shutil.rmtree(tmp)
 
 
 def _temporary(path: Path) -> Path:
@@ -125,7 +140,8 @@ def _named(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         if nested or isinstance(error, WriteFailed):
             raise
-        raise WriteFailed(f"{path}: not written ({getattr(error, 'strerror', None) or error})") from None
+        cause = getattr(error, "strerror", None) or str(error)
+        raise WriteFailed(f"{path}: not written ({cause}; {free_space(path)})") from None
 
 
 def write_bytes(path: str | Path, data: bytes, *, new: bool = False) -> None:
@@ -229,6 +245,16 @@ def lock(path: Path, wait: bool = False) -> Iterator[bool]:
                 f"{path}: could not be locked ({error.strerror}): choose a folder on a file system that has locks"
             ) from None
         yield True
+
+
+def free_space(path: Path) -> str:
+    """Returns the free space on the file system of `path`, in words."""
+    for place in (path, *path.absolute().parents):
+        try:
+            return f"{shutil.disk_usage(place).free >> 20} MiB free"
+        except OSError:
+            continue
+    return "the free space is unknown"
 
 
 def sha256(*paths: Path) -> str:

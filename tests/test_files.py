@@ -20,6 +20,7 @@ from t2i.files import (
     printable,
     read_bytes,
     read_json,
+    remove_folder,
     sha256,
     sweep,
     write_bytes,
@@ -80,16 +81,19 @@ def test_a_file_that_exists_is_replaced_or_kept(tmp_path):
 
 def test_a_failed_write_names_the_file_and_leaves_nothing(tmp_path, monkeypatch):
     write_text(tmp_path / "a", "one")
-    with pytest.raises(RunFailed, match=r"a/b: not written \((File exists|Not a directory)\)"):
+    with pytest.raises(RunFailed, match=r"a/b: not written \((File exists|Not a directory); \d+ MiB free\)"):
         write_text(tmp_path / "a" / "b", "x")
 
     def full(paths):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("t2i.files.sync_files", full)
-    with pytest.raises(RunFailed, match=r"/a: not written \(No space left on device\)"):
+    with pytest.raises(RunFailed, match=r"/a: not written \(No space left on device; \d+ MiB free\)"):
         write_text(tmp_path / "a", "two")
-    with pytest.raises(OSError, match=r"/c: not written \(No space left on device\)"), atomic_folder(tmp_path / "c"):
+    with (
+        pytest.raises(OSError, match=r"/c: not written \(No space left on device; \d+ MiB free\)"),
+        atomic_folder(tmp_path / "c"),
+    ):
         pass
     assert contents(tmp_path) == {"a": b"one"} and os.listdir(tmp_path) == ["a"]
 
@@ -155,6 +159,28 @@ def test_a_killed_writer_leaves_the_old_content_and_a_trace_that_is_swept(folder
     assert contents(folder) == before and len(os.listdir(place)) == 3
     sweep(place)
     assert contents(folder) == before and os.listdir(place) == ["a"]
+
+
+def test_a_writer_that_is_killed_between_its_two_renames_loses_nothing(folder, monkeypatch):
+    before, place, replace = contents(folder), folder.parent, os.replace
+    child = os.fork()
+    if child == 0:
+        calls = []
+        monkeypatch.setattr("os.replace", lambda *a: os._exit(9) if calls else (calls.append(1), replace(*a)))
+        with atomic_folder(folder) as tmp:
+            (tmp / "new").write_text("x")
+    os.waitpid(child, 0)
+    assert not folder.exists()
+    sweep(place)
+    assert contents(folder) == before and os.listdir(place) == ["a"]
+
+
+def test_a_folder_that_is_removed_has_no_name_while_it_goes(folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr("shutil.rmtree", lambda path, **_: seen.append((path.name, folder.exists())))
+    remove_folder(folder)
+    [(name, named)] = seen
+    assert name.endswith(".partial") and not named
 
 
 def test_a_lock_is_held_by_one_process_and_can_be_waited_for(tmp_path):

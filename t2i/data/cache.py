@@ -5,6 +5,7 @@ FOLDER/latents/KEY/ and FOLDER/texts/KEY/ hold shards and a manifest; another te
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from t2i.component import read_safetensors, save_weights
 from t2i.conditioning import Conditioning
 from t2i.data.transforms import TRANSFORM
 from t2i.errors import RunFailed
-from t2i.files import publish, read_json, sweep, write_json
+from t2i.files import publish, read_json, sha256, sweep, write_json
 
 FORMAT = 1
 SHARD_ROWS = 1024
@@ -55,9 +56,9 @@ class TextStates:
         states = self._shards.rows(indices)
         return Conditioning(states["tokens"], states["mask"], states.get("pooled"))
 
-    def table(self, name: str) -> dict[str, Tensor]:
-        """Returns the tensors of a file that stands beside the shards."""
-        return self._shards.table(name)
+    def captions(self, n: int) -> Int[Tensor, " n"]:
+        """Returns the row of the caption of each of n images; raises a ValueError if the table is damaged."""
+        return self._shards.rows_of("captions", n)
 
 
 class Cache:
@@ -66,7 +67,7 @@ class Cache:
     def __init__(self, folder: Path, parts: Parts):
         self._latents = _Shards(_place(folder, "latents", parts))
         self._texts = TextStates(folder, parts)
-        self._caption = self._texts.table("captions")["row"].long()
+        self._caption = self._texts.captions(len(self))
 
     def __len__(self) -> int:
         return len(self._latents)
@@ -98,10 +99,7 @@ def open_cache(folder: str | Path, parts: Parts) -> Cache:
             problems |= dict.fromkeys(_problems(place, _select(section, parts)))
     if problems:
         raise ValueError(f"no cache of this recipe in {folder}: {'; '.join(problems)}; {rebuild}")
-    try:
-        return Cache(folder, parts)
-    except ValueError as error:
-        raise ValueError(f"{error}: the cache is damaged: delete {folder} and {rebuild}") from None
+    return Cache(folder, parts)
 
 
 def build_cache(
@@ -192,7 +190,9 @@ def _build(
             pieces.append(_checked(encode(range(a, min(a + batch, stop))), section, a))
             progress(section, min(a + batch, stop), n)
         save_weights({name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}, path)
+    digests = {path.name: sha256(path) for path in sorted(work.glob("*.safetensors"))}
     manifest = {"format": FORMAT, "parts": _select(section, parts), "rows": n, "shard_rows": SHARD_ROWS}
+    manifest |= {"sha256": digests}
     write_json(work / "manifest.json", manifest)
     publish(work, place)
 
@@ -206,19 +206,60 @@ def _checked(tensors: dict[str, Tensor], section: str, first: int) -> dict[str, 
 
 
 class _Shards:
-    """The tensors of a finished section, memory-mapped."""
+    """The tensors of a finished section, memory-mapped; raises a ValueError that names a damaged file."""
 
     def __init__(self, place: Path):
         self._place = place
-        manifest = read_json(place / "manifest.json")
-        self._n, self._size = manifest["rows"], manifest["shard_rows"]
-        self._shards = [read_safetensors(_shard(place, k)) for k in range(-(-self._n // self._size))]
+        try:
+            manifest = read_json(place / "manifest.json")
+        except ValueError as error:
+            raise self._damaged(place / "manifest.json", str(error)) from None
+        self._n, self._size = (self._count(manifest, key) for key in ("rows", "shard_rows"))
+        self._check_files(manifest.get("sha256"))
+        self._shards = [self._read(_shard(place, k)) for k in range(-(-self._n // self._size))]
+        for k, shard in enumerate(self._shards):
+            rows = min(self._size, self._n - k * self._size)
+            if any(len(tensor) != rows for tensor in shard.values()):
+                raise self._damaged(_shard(place, k), f"does not hold {rows} rows")
+
+    def _count(self, manifest: dict[str, Any], key: str) -> int:
+        value = manifest.get(key)
+        if not isinstance(value, int) or value < 1:
+            raise self._damaged(self._place / "manifest.json", f"`{key}` = {value!r:.100}")
+        return value
+
+    def _check_files(self, digests: Any) -> None:
+        if digests is None:
+            warnings.warn(f"{self._place}: built before caches had checksums; its content is not checked", stacklevel=2)
+            return
+        if not isinstance(digests, dict):
+            raise self._damaged(self._place / "manifest.json", "no checksums")
+        for name, digest in digests.items():
+            path = self._place / Path(name).name
+            if not path.is_file():
+                raise self._damaged(path, "missing")
+            if sha256(path) != digest:
+                raise self._damaged(path, "its SHA-256 differs")
+
+    def _read(self, path: Path) -> dict[str, Tensor]:
+        try:
+            return read_safetensors(path)
+        except ValueError as error:
+            raise self._damaged(path, str(error)) from None
+
+    def _damaged(self, path: Path, problem: str) -> ValueError:
+        command = "the same command, or `t2i precompute RECIPE.yaml`, builds it again"
+        return ValueError(f"{path}: the cache is damaged ({problem}): delete {self._place}; {command}")
 
     def __len__(self) -> int:
         return self._n
 
-    def table(self, name: str) -> dict[str, Tensor]:
-        return read_safetensors(self._place / f"{name}.safetensors")
+    def rows_of(self, name: str, n: int) -> Int[Tensor, " n"]:
+        path = self._place / f"{name}.safetensors"
+        row = self._read(path).get("row")
+        if row is None or row.shape != (n,) or row.min() < 0 or row.max() >= self._n:
+            raise self._damaged(path, f"not {n} rows in 0..{self._n - 1}")
+        return row.long()
 
     def rows(self, indices: Int[Tensor, " b"]) -> dict[str, Tensor]:
         """Returns copies of those rows of every tensor."""
@@ -245,7 +286,7 @@ def _problems(place: Path, parts: dict[str, str]) -> list[str]:
     """Returns why a section cannot be opened: unfinished, absent, or the parts in which the nearest one differs."""
     if place.with_suffix(".partial").exists():
         return [f"its {place.parent.name} are unfinished (the same command continues them)"]
-    others: list[dict[str, Any]] = [read_json(p)["parts"] for p in place.parent.glob("*/manifest.json")]
+    others: list[dict[str, Any]] = [read_json(p).get("parts", {}) for p in place.parent.glob("*/manifest.json")]
     if not others:
         return [f"it holds no {place.parent.name}"]
     nearest = min(([name for name in parts if other.get(name) != parts[name]] for other in others), key=len)

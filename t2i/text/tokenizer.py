@@ -1,6 +1,8 @@
 """Tokenizers: CLIP's byte-level BPE trained on captions, their files, and the conversion of prompts to ids."""
 
 import json
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,9 +57,14 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> No
     """Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json, and for CLIP vocab.json and merges.txt."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
-    if isinstance(tokenizer, CLIPTokenizer):
-        tokenizer.backend_tokenizer.model.save(str(folder))
+    try:
+        tokenizer.save_pretrained(folder)
+        if isinstance(tokenizer, CLIPTokenizer):
+            tokenizer.backend_tokenizer.model.save(str(folder))
+    except Exception as error:  # the tokenizers library raises nothing narrower for a full disk
+        if isinstance(error, OSError) or not (match := re.search(r"\(os error (\d+)\)", str(error))):
+            raise
+        raise OSError(int(match[1]), os.strerror(int(match[1])), str(folder)) from None
     specials = json.dumps(tokenizer.special_tokens_map, indent=2, sort_keys=True)
     (folder / "special_tokens_map.json").write_text(specials + "\n", encoding="utf8")
 

@@ -1,6 +1,5 @@
 """Checkpoints: atomic, without pickle, verified by a manifest; a run resumes from the newest valid one."""
 
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from t2i.component import check_keys, read_safetensors, save_weights
-from t2i.files import atomic_folder, read_json, sha256, write_json
+from t2i.errors import RunFailed
+from t2i.files import atomic_folder, read_json, remove_folder, sha256, write_json
 from t2i.training.ema import EMA
 
 
@@ -38,7 +38,20 @@ def save(folder: Path, state: dict[str, Any], parts: Parts, keep: int) -> None:
     kept = [path for path in checkpoints if path.name <= step][-keep:]
     for path in checkpoints:
         if path not in kept:
-            shutil.rmtree(path)
+            remove_folder(path)
+
+
+def check_weights(parts: Parts, step: int) -> None:
+    """Raises RunFailed, naming the tensor, if a weight is not finite: the loss does not show the last update."""
+    for name, network in parts.networks.items():
+        ema = parts.emas[name].shadow if name in parts.emas else {}
+        for key, tensor in (*network.state_dict().items(), *ema.items()):
+            if not tensor.isfinite().all():
+                raise RunFailed(
+                    f"step {step}: `{key}` of `{name}` is not finite after the update; nothing was saved, and the "
+                    f"checkpoints are unchanged. Lower train.lr or set train.mixed_precision=no, in a new folder: "
+                    f"out=FOLDER"
+                )
 
 
 def load(folder: Path, parts: Parts) -> dict[str, Any]:

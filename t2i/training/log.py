@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from t2i.config import TrainConfig
+from t2i.files import write_text
 
 
 class Log:
@@ -22,12 +23,16 @@ class Log:
     def __init__(self, run: Path, start: int, quiet: bool) -> None:
         self.path, self.quiet = run / "metrics.jsonl", quiet
         self.sums: dict[str, Tensor] = {}
+        self.unwritten: list[str] = []  # lines that the disk refused
         self.steps, self.since = 0, time.monotonic()
-        if not quiet and self.path.exists():
-            lines = self.path.read_text(encoding="utf8").splitlines(keepends=True)
-            complete = [line for line in lines if line.endswith("\n")]  # a killed run may leave half a line
-            kept = [line for line in complete if json.loads(line)["step"] <= start]
-            self.path.write_text("".join(kept), encoding="utf8")
+        if not quiet and self.path.is_file():
+            lines = self.path.read_text(encoding="utf8", errors="replace").splitlines(keepends=True)
+            steps = [_step_of(line) for line in lines]
+            if damaged := [n for n, step in enumerate(steps, 1) if step is None and n < len(lines)]:
+                print(f"{self.path}: line {damaged[0]} is damaged: {len(damaged)} lines are dropped", flush=True)
+            kept = [line for line, step in zip(lines, steps, strict=True) if step is not None and step <= start]
+            if len(kept) < len(lines):
+                write_text(self.path, "".join(kept))
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Adds the terms of a step to the running mean, on the device."""
@@ -62,9 +67,24 @@ class Log:
         self.since += time.monotonic() - began
 
     def _append(self, row: dict[str, Any]) -> None:
-        if not self.quiet:
+        if self.quiet:
+            return
+        try:
             with self.path.open("a", encoding="utf8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write("".join([*self.unwritten, json.dumps(row) + "\n"]))
+            self.unwritten.clear()
+        except OSError as error:  # the checkpoint, which is saved or ends the run, matters more than this line
+            self.unwritten.append(json.dumps(row) + "\n")
+            print(f"{self.path}: not written ({error.strerror}); it is tried again with the next line", flush=True)
+
+
+def _step_of(line: str) -> int | None:
+    """Returns the step of a line; None for half a line, as a killed run may leave at the end, or a damaged one."""
+    try:
+        step = json.loads(line)["step"] if line.endswith("\n") else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:

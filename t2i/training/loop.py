@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 
 from t2i import randomness
 from t2i.data.transforms import to_pixels
-from t2i.errors import RunFailed
-from t2i.files import write_json
+from t2i.errors import RunFailed, WriteFailed
+from t2i.files import free_space, write_json, write_png
 from t2i.memory import keep_freed_memory
 from t2i.nn.attention import set_attention_backend
 from t2i.progress import progress
@@ -99,9 +98,10 @@ class Run:
                         self._evaluate(log, done)
                     if last or halted or done % config.save_every == 0:
                         self._save(done)
-                if halted and not last:
-                    if main:
-                        print(f"stopped after step {done}; the same command resumes from it", flush=True)
+                if halted and main:
+                    after = "the run is finished" if last else "the same command resumes from it"
+                    print(f"stopped after step {done}; {after}", flush=True)
+                if halted:
                     raise KeyboardInterrupt
 
     def _prepare(self, network: nn.Module) -> Model:
@@ -218,8 +218,10 @@ class Run:
             with self._ema_applied() as networks:
                 images = self.task.samples(networks)
             if images is not None:
-                (self.folder / "samples").mkdir(exist_ok=True)
-                image_grid(to_pixels(images)).save(self.folder / "samples" / f"step_{done:07}.png")
+                try:
+                    write_png(self.folder / "samples" / f"step_{done:07}.png", image_grid(to_pixels(images)))
+                except WriteFailed as error:
+                    print(f"{error}; the run goes on without this sample", flush=True)
 
     def _save(self, done: int) -> None:
         """Exports the component, at the end writes the report, then saves a checkpoint; all processes wait for it.
@@ -238,16 +240,19 @@ class Run:
                 "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
             }
             try:
+                checkpoint.check_weights(self._parts(), done)  # before the export, which would replace a good one
                 with self._ema_applied() as networks:
                     self.task.export(networks, self.folder)
                     if done == self.config.steps:
                         write_json(self.folder / "report.json", self.task.finish(networks))
                 checkpoint.save(self.folder / "checkpoints", state, self._parts(), self.config.keep)
             except (OSError, SafetensorError) as error:
-                free = shutil.disk_usage(self.folder).free >> 20
+                intact = "the checkpoint before this one is intact"
+                first = not any((self.folder / "checkpoints").glob("step_*"))
+                cause = error if isinstance(error, WriteFailed) else f"{error} ({free_space(self.folder)})"
                 raise RunFailed(
-                    f"step {done} could not be saved: {error} ({free} MiB are free in {self.folder}); free some space "
-                    f"and run the same command again: the checkpoint before this one is intact"
+                    f"step {done} could not be saved: {cause}; free some space and run the same command again: "
+                    f"{'it starts from the beginning' if first else intact}"
                 ) from None
         self.accelerator.wait_for_everyone()
 

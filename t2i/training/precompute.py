@@ -11,7 +11,7 @@ from torch import Tensor
 
 from t2i.autoencoder.kl import AutoencoderKL
 from t2i.conditioning import Conditioning
-from t2i.data.cache import Cache, TextStates, build_cache, build_text_states, cache_parts, open_cache, text_part
+from t2i.data.cache import Cache, TextStates, build_cache, build_text_states, cache_parts, text_part
 from t2i.data.dataset import ImageDataset
 from t2i.files import lock
 from t2i.progress import progress
@@ -56,7 +56,7 @@ def open_or_build(folder: str, frozen: Frozen, images: ImageDataset, label: str,
     texts = captions_of(images)
     total = len(usable) + len({"", *texts})
     with _building(folder, frozen.text, label, total, quiet) as (encode_text, report):
-        build_cache(
+        return build_cache(
             folder,
             parts,
             len(usable),
@@ -66,7 +66,6 @@ def open_or_build(folder: str, frozen: Frozen, images: ImageDataset, label: str,
             BATCH,
             lambda section, done, total: report(done + (len(usable) if section == "texts" else 0), section),
         )
-    return open_cache(folder, parts)
 
 
 def open_or_build_texts(folder: str, frozen: Frozen, texts: list[str], label: str, quiet: bool = False) -> TextStates:

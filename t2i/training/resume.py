@@ -49,8 +49,8 @@ def check_run(recipe: Recipe, couples_batch: bool) -> None:
     run = recipe.run
     if run.exists() and not run.is_dir():
         raise ValueError(f"out={run} is a file: give a folder")
-    for newest in sorted(run.glob("checkpoints/step_*/state.json"))[-1:]:
-        check_state(read_json(newest), recipe)
+    if (newest := checkpoint.latest(run / "checkpoints", quiet=True)) is not None:
+        check_state(read_json(newest / "state.json"), recipe)
 
 
 def check_state(state: dict[str, Any], recipe: Recipe) -> None:

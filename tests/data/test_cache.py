@@ -1,3 +1,6 @@
+import json
+import random
+
 import pytest
 import torch
 
@@ -186,8 +189,45 @@ def test_a_damaged_file_is_named(tmp_path, name):
     build(tmp_path, Encoders())
     path = sorted(tmp_path.rglob(name))[-1]
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=rf"{name}.*damaged: delete"):
+    with pytest.raises(ValueError, match=rf"{name}: the cache is damaged .*: delete .*t2i precompute"):
         open_cache(tmp_path, parts())
+
+
+def test_every_flipped_bit_is_noticed(tmp_path):
+    """Whatever the file and the place: no damaged latent or caption is trained on."""
+    build(tmp_path, Encoders())
+    rng = random.Random(0)
+    for path in sorted(tmp_path.rglob("*.safetensors")):
+        whole = path.read_bytes()
+        for _ in range(8):
+            damaged = bytearray(whole)
+            damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match=f"{path.name}: the cache is damaged"):
+                open_cache(tmp_path, parts())
+        path.write_bytes(whole)
+    open_cache(tmp_path, parts())
+
+
+@pytest.mark.parametrize("change", [{"rows": "11"}, {"rows": 0}, {"rows": 12}, {"shard_rows": None}, {"sha256": []}])
+def test_a_manifest_that_does_not_fit_is_named(tmp_path, change):
+    build(tmp_path, Encoders())
+    [manifest] = (tmp_path / "latents").glob("*/manifest.json")
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
+    with pytest.raises(ValueError, match=r"the cache is damaged"):
+        open_cache(tmp_path, parts())
+
+
+def test_a_cache_without_checksums_opens_with_a_warning(tmp_path):
+    """Caches of earlier versions."""
+    build(tmp_path, Encoders())
+    for manifest in tmp_path.rglob("manifest.json"):
+        values = json.loads(manifest.read_text())
+        del values["sha256"]
+        manifest.write_text(json.dumps(values))
+    with pytest.warns(UserWarning, match="built before caches had checksums"):
+        cache = open_cache(tmp_path, parts())
+    assert len(cache) == N
 
 
 def test_non_finite_latents_fail_the_run_and_are_never_kept(tmp_path):

@@ -1,5 +1,8 @@
 """The loop on tasks that can be worked out by hand."""
 
+import json
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from t2i.errors import RunFailed
+from t2i.training.log import Log
 from t2i.training.loop import Run, train
 from t2i.training.optim import adamw, learning_rate
 from t2i.training.recipes import Recipe
@@ -73,6 +77,51 @@ def test_what_is_not_finite_stops_the_run_before_the_update(tmp_path, fault, sta
     assert [path.name for path in saved] == ["step_0000001", "step_0000002"]
 
 
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_the_last_update_is_checked_before_anything_is_saved(tmp_path, ema):
+    with pytest.raises(RunFailed, match="step 1: `weight` of `line` is not finite after the update; nothing was saved"):
+        train(Regression(), recipe(tmp_path, steps=1, ema=ema, lr=1e39))
+    assert not (tmp_path / "weights.json").exists()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_failure_to_write_metrics_or_samples_does_not_end_the_run(tmp_path, capsys):
+    class Painter(Regression):
+        def samples(self, networks):
+            return torch.zeros(1, 3, 8, 8)
+
+    (tmp_path / "metrics.jsonl").mkdir()
+    (tmp_path / "samples").write_text("a file where the folder should be")
+    settings = recipe(tmp_path, sample_every=2)
+    Run(Painter(), settings)._steps(0)
+    out = capsys.readouterr().out
+    assert "metrics.jsonl: not written (Is a directory)" in out
+    assert out.count("the run goes on without this sample") == 2
+    assert (tmp_path / "weights.json").exists()
+
+
+def test_lines_that_the_disk_refused_are_written_later(tmp_path, capsys):
+    log = Log(tmp_path, 0, quiet=False)
+    (tmp_path / "metrics.jsonl").mkdir()
+    log.validation(1, {"a": 1.0})
+    (tmp_path / "metrics.jsonl").rmdir()
+    log.validation(2, {"a": 2.0})
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_a_stop_in_the_last_step_stops_what_comes_after_the_run(tmp_path, capsys):
+    class Stopped(Regression):
+        def loss(self, name, networks, batch):
+            if batch["bad"]:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().loss(name, networks, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Stopped(when=3), recipe(tmp_path))
+    assert "stopped after step 4; the run is finished" in capsys.readouterr().out
+    assert (tmp_path / "checkpoints" / "step_0000004").exists()
+
+
 def test_a_step_waits_for_the_device_once(tmp_path, monkeypatch):
     class Reads(TorchDispatchMode):
         scalars = 0
@@ -130,7 +179,7 @@ def test_export_and_validation_see_the_averaged_weights_and_training_the_live_on
 
 def test_a_run_that_cannot_be_saved_says_so(tmp_path):
     (tmp_path / "checkpoints").write_text("a file where the folder should be")
-    with pytest.raises(RunFailed, match=r"step 4 could not be saved: .*checkpoints.*MiB are free"):
+    with pytest.raises(RunFailed, match=r"step 4 could not be saved: .*checkpoints.*MiB free.*from the beginning"):
         train(Regression(), recipe(tmp_path))
 
 

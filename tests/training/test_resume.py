@@ -11,6 +11,7 @@ import torch
 
 from t2i.component import read_safetensors
 from t2i.files import read_json
+from t2i.training.log import Log
 from t2i.training.resume import alone_in
 
 from . import tiny
@@ -86,6 +87,15 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(straight, copied, capsys):
     assert_same_end(copied, straight)
 
 
+@pytest.mark.parametrize("damage", [lambda data: data[:100], lambda data: data.replace(b"latent", b"lbtent")])
+def test_a_damaged_state_of_the_newest_checkpoint_does_not_block_the_run(straight, copied, capsys, damage):
+    state = copied / LAST / "state.json"
+    state.write_bytes(damage(state.read_bytes()))
+    tiny.run("vae", again(copied))
+    assert "skipped, state.json is damaged" in capsys.readouterr().out
+    assert_same_end(copied, straight)
+
+
 def test_a_finished_run_has_nothing_to_do(straight, copied, capsys):
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*.safetensors")}
     tiny.run("vae", again(copied))
@@ -125,8 +135,31 @@ def test_a_torn_line_of_the_metrics_is_dropped(copied, straight):
     assert lines == (straight / "metrics.jsonl").read_text() and all(map(json.loads, lines.splitlines()))
 
 
+def test_damaged_lines_of_the_metrics_are_dropped_and_counted(copied, straight, capsys):
+    metrics = copied / "metrics.jsonl"
+    lines = metrics.read_bytes().splitlines(keepends=True)
+    metrics.write_bytes(b"".join([lines[0], b'{"stap": 1}\n', b"\xff\xfe\n", b"[" * 100_000 + b"\n", *lines[1:]]))
+    tiny.run("vae", again(copied))
+    assert "metrics.jsonl: line 2 is damaged: 3 lines are dropped" in capsys.readouterr().out
+    assert metrics.read_text() == (straight / "metrics.jsonl").read_text()
+
+
+def test_metrics_are_rewritten_whole(copied, monkeypatch):
+    """A process that is killed while it drops lines leaves the old file."""
+    with (copied / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6')
+    before = (copied / "metrics.jsonl").read_text()
+    monkeypatch.setattr("os.replace", lambda *_: os._exit(1))
+    child = os.fork()
+    if child == 0:
+        Log(copied, STEPS, quiet=False)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert (copied / "metrics.jsonl").read_text() == before
+
+
 def test_what_a_killed_writer_left_is_removed(copied):
-    for left in (copied / ".vae-0123abcd.partial", copied / "checkpoints" / ".step_0000066-0123abcd.partial-old"):
+    for left in (copied / ".vae-0123abcd.partial", copied / "checkpoints" / f".{Path(LAST).name}-0123abcd.partial-old"):
         left.mkdir()
         (left / "half").write_text("")
     with alone_in(copied):
