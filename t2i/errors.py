@@ -1,11 +1,14 @@
 """Errors by exit code: bad input is a `ValueError` (2), a run that failed is `RunFailed` (1)."""
 
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _NOTHING: Any = object()
+MOST_TEXT = 100_000  # characters of a prompt or a caption
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class RunFailed(RuntimeError):
@@ -20,6 +23,17 @@ def check_finite(x: "Tensor", stage: str) -> None:
     """Raises RunFailed naming the stage if x has non-finite values."""
     if not x.isfinite().all():
         raise RunFailed(f"the {stage} put out non-finite values: use dtype float32 or bfloat16, or other weights")
+
+
+def check_text(text: str, where: str) -> None:
+    """Raises a ValueError that names `where` for text that no text encoder can read."""
+    if len(text) > MOST_TEXT:
+        raise ValueError(f"{where}: {len(text):,} characters of text; {MOST_TEXT:,} are allowed")
+    if not text.isascii() and (match := SURROGATE.search(text)):
+        raise ValueError(
+            f"{where}: character {match.start() + 1} of {text[: match.start() + 20]!r:.100} is no Unicode text (a byte "
+            "of another encoding, or half of a pair): write it in UTF-8"
+        )
 
 
 class ConfigError(ValueError):

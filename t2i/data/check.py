@@ -181,7 +181,7 @@ def check_folder(
         base=base,
         rows=rows,
         max_lost=max_lost,
-        notes=notes + _repeats(base),
+        notes=notes + _repeats(base) + _several(opened),
     )
 
 
@@ -228,12 +228,27 @@ def _repeats(source: Source) -> list[str]:
         return []
     folders: Counter[tuple[str, int]] = Counter()
     for name, n in zip(source.listing.names, source.listing.repeats, strict=True):
-        if n > 1 or source.report.repeats:
+        if max(source.listing.repeats) > 1:
             folders[(name.split("/")[0], n)] += 1
     if not folders:
         return []
     counts = ", ".join(f"{name} ({n} images)" for (name, _), n in folders.items())
     return [f"repeated as the folders' names ask: {counts}; only the ratio of the numbers matters"]
+
+
+def _several(source: Source) -> list[str]:
+    """Returns notes on images with several captions, and on rows that repeat an image and its caption."""
+    if not source.report.repeats:
+        return []
+    captions: dict[str, list[str]] = {}
+    for i, text in enumerate(source.texts()):
+        captions.setdefault(source[i].key, []).append(text)
+    several = [name for name, texts in captions.items() if len(set(texts)) > 1]
+    notes = [f"{len(several)} images have several captions, first {several[0]}; they take turns"] if several else []
+    again = [name for name, texts in captions.items() if len(set(texts)) < len(texts)]
+    if again and not (isinstance(source, FolderSource) and max(source.listing.repeats) > 1):  # not as kohya's N asks
+        notes.append(f"{len(again)} images are listed more than once with the same caption, first {again[0]}")
+    return notes
 
 
 def _few(findings: list[Finding]) -> str:

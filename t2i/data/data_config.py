@@ -41,10 +41,10 @@ class DataConfig(BaseModel):
         None, description="folder: N_name holds images N times, captioned 'name'; by default if all are in such folders"
     )
     instance_prompt: str | None = Field(None, pattern=r"\S", description="folder: caption of images without one")
-    count: int = Field(4096, ge=1, description="scenes: their number")
+    count: int = Field(4096, ge=1, le=10**8, description="scenes: their number")
     seed: int = Field(0, ge=0, description="scenes: seed")
     subset: ScenesSubset = Field("train", description="scenes: part of the grammar")
-    pixels: int = Field(PIXELS, ge=LEAST_PIXELS, description="scenes: side of an image before it is resized")
+    pixels: int = Field(PIXELS, ge=LEAST_PIXELS, le=2**14, description="scenes: side of an image before it is resized")
     background: str = Field("white", description="colour under transparent images")
     max_bad_share: float = Field(0.01, ge=0, le=1, description="a larger fraction of unreadable images stops the run")
     exclude: str | None = Field(None, description="text file, one caption a line: these rows are left out")
@@ -53,7 +53,9 @@ class DataConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _null_is_the_default(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _null_is_the_default(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
         return {key: value for key, value in values.items() if value is not None}
 
     @field_validator("background")

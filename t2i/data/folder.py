@@ -5,23 +5,27 @@ import json
 import math
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from t2i.data.captions import name_caption, repeated_folder
-from t2i.data.source import Record, Report, check_captions, fingerprint
+from t2i.data.source import Record, Report, captions_in, check_captions, fingerprint
 from t2i.errors import ConfigError
 from t2i.files import sha256
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 UNREAD = (
-    *(".jfif", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".xcf", ".tga", ".ico", ".ppm", ".pgm"),
+    *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".xcf", ".tga", ".ico", ".ppm", ".pgm"),
     *(".exr", ".dng", ".cr2", ".nef", ".arw"),
 )  # images of formats that are not read
 METADATA = ("metadata.jsonl", "metadata.csv")
+OTHER_METADATA = ("metadata.json", "metadata.tsv", "metadata.parquet")
+MOST_METADATA = 2**30  # bytes
 SIDECARS = (".txt", ".caption")
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "tags")  # what others call it
 
@@ -59,8 +63,9 @@ class Listing:
 class FolderSource:
     """The images of folders in natural order (2.png before 10.png), with the captions of each folder.
 
-    Links may lead into `root` besides the folder itself. Training counts steps, not epochs, so only the ratio of
-    kohya's N matters: an image has N rows, divided by the greatest common divisor.
+    Training counts steps, not epochs, so only the ratio of kohya's N matters: an image has N rows, divided by the
+    greatest common divisor. An image with a list of captions has a row for each; where some have fewer, theirs repeat,
+    so that every image is drawn equally often and its captions in turn.
     """
 
     def __init__(
@@ -69,12 +74,11 @@ class FolderSource:
         caption_column: str = "text",
         allow_empty_captions: bool = False,
         naming: Naming | None = None,
-        root: Path | None = None,
     ):
         self.folders, self.listing = folders, Listing()
         files: list[Path] = []
         for number, folder in enumerate(folders):
-            content = _read_folder(folder, caption_column, naming or Naming(), root or folder)
+            content = _read_folder(folder, caption_column, naming or Naming())
             files += [folder / name for name in content.names]
             self.listing.add(content, "" if len(folders) == 1 else f"{number}:")
         listing = self.listing
@@ -89,7 +93,7 @@ class FolderSource:
             missing=len(listing.missing),
             unlisted=len(listing.unlisted),
             empty_captions=empty,
-            repeats=len(self._texts) - len(files),
+            repeats=len(self._files) - len(set(self._files)),
             origins=tuple(Counter(listing.origins).items()),
         )
 
@@ -97,7 +101,7 @@ class FolderSource:
         return len(self._names)
 
     def __getitem__(self, i: int) -> Record:
-        return Record(self._names[i], self._texts[i], self._files[i].read_bytes)
+        return Record(self._names[i], self._texts[i], lambda: _bytes(self._files[i]))
 
     def texts(self) -> list[str]:
         return list(self._texts)
@@ -110,37 +114,48 @@ class FolderSource:
         return self.folders[int(number)] / file
 
     def fingerprint(self) -> str:
-        hashes = {file: sha256(file) for file in dict.fromkeys(self._files)}
-        return fingerprint(["folder"], self._names, self._texts, map(hashes.__getitem__, self._files))
+        return fingerprint(["folder"], self._names, self._texts, self.contents())
+
+    def contents(self) -> list[str]:
+        hashes = {file: sha256(file) if file.is_file() else str(file) for file in dict.fromkeys(self._files)}
+        return [hashes[file] for file in self._files]
 
 
-def _read_folder(folder: Path, column: str, naming: Naming, root: Path) -> Listing:
+def _bytes(path: Path) -> bytes:
+    if not path.is_file():
+        raise ValueError(f"{path}: not a regular file")
+    return path.read_bytes()
+
+
+def _read_folder(folder: Path, column: str, naming: Naming) -> Listing:
     if not folder.is_dir():
         raise ConfigError("path", "is no folder: for a parquet file set source=parquet", str(folder))
-    files = [path.relative_to(folder).as_posix() for path in _files(folder, root)]
+    files = list(_files(folder))
     present = {name for name in files if name.lower().endswith(IMAGE_SUFFIXES)}
     unread = [name for name in files if name.lower().endswith(UNREAD)]
     if not present:
         others = f": {len(unread)} are of formats that are not read, first {unread[0]}" if unread else ""
+        if (folder / "state.json").is_file() and any(folder.glob("*.arrow")):
+            others = ": it is a folder of Dataset.save_to_disk; write it with Dataset.to_parquet, and give that file"
         raise ConfigError("path", f"holds no images ({', '.join(IMAGE_SUFFIXES)}){others}", str(folder))
-    metadata = [folder / name for name in METADATA if (folder / name).is_file()]
-    if len(metadata) > 1:
-        raise ValueError(f"{folder} holds both {' and '.join(METADATA)}: keep one")
+    metadata = _metadata(folder, files)
     listing = Listing(unread=sorted(unread, key=_natural))
     used: set[str] = set()
     if metadata:
-        rows = sorted(_rows(metadata[0], column, root), key=lambda row: _natural(row[0]))
+        pairs = [pair for file in metadata for pair in _rows(folder, file, column, files)]
+        rows = sorted(pairs, key=lambda row: _natural(row[0]))
         listing.names = [name for name, _ in rows if (folder / name).is_file()]
         if not listing.names:
-            raise ValueError(f"{metadata[0]}: none of its {len(rows)} files exists; file_name is relative to {folder}")
+            problem = f"none of its {len(rows)} files exists; file_name is relative to {metadata[0].parent}"
+            raise ValueError(f"{metadata[0]}: {problem}")
         listed = {name for name, _ in rows}
         listing.missing = [name for name, _ in rows if not (folder / name).is_file()]
         listing.unlisted = sorted(present - listed, key=_natural)
         texts = [text for name, text in rows if (folder / name).is_file()]
     else:
         listing.names = sorted(present, key=_natural)
-        beside = [_sidecar(folder / name) for name in listing.names]
-        used = {path.relative_to(folder).as_posix() for path, _ in beside if path is not None}
+        beside = _sidecars(folder, listing.names, files)
+        used = {name for name, _ in beside}
         texts = [text for _, text in beside]
     listing.spare = sorted(
         (name for name in files if name.lower().endswith(SIDECARS) and name not in used), key=_natural
@@ -179,18 +194,40 @@ def _kohya(folder: Path, names: list[str], enabled: bool | None, listed: bool) -
     return {} if listed or outside is not None else repeated
 
 
-def _files(folder: Path, root: Path) -> Iterator[Path]:
-    for top, _, files in os.walk(folder):
+def _files(folder: Path) -> Iterator[str]:
+    """Yields the names of images, captions and metadata in `folder` and its folders, links included, hidden ones not.
+
+    Raises a ValueError for metadata of a kind that is not read.
+    """
+    seen: set[str] = set()
+    for top, folders, files in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(top))
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".") and name != "__MACOSX" and os.path.realpath(Path(top, name)) not in seen
+        ]
         for name in files:
-            path = Path(top, name)
-            if not name.startswith(".") and name.lower().endswith((*IMAGE_SUFFIXES, *UNREAD, *SIDECARS)):
-                _inside(folder, path, str(path), root)
-                yield path
+            place = Path(top, name)
+            if name.lower() in OTHER_METADATA:
+                raise ValueError(f"{place}: not read: write its rows as metadata.jsonl or metadata.csv")
+            if not name.startswith(".") and name.lower().endswith((*IMAGE_SUFFIXES, *UNREAD, *SIDECARS, *METADATA)):
+                yield place.relative_to(folder).as_posix()
 
 
-def _rows(metadata: Path, column: str, root: Path) -> list[tuple[str, str]]:
-    """Returns the checked (file_name, caption) of every line."""
-    rows = []
+def _metadata(folder: Path, files: list[str]) -> list[Path]:
+    """Returns the metadata files of a folder and of the folders in it, the top one first."""
+    metadata = sorted((name for name in files if Path(name).name in METADATA), key=lambda name: (name.count("/"), name))
+    for (_, first), (parent, second) in pairwise((Path(name).parent, name) for name in metadata):
+        if Path(first).parent == parent:
+            raise ValueError(f"{folder} holds both {second} and {first}: keep one")
+    return [folder / name for name in metadata]
+
+
+def _rows(folder: Path, metadata: Path, column: str, files: list[str]) -> list[tuple[str, str]]:
+    """Returns the checked (name, caption) of every line; a list of captions gives a pair for each of them."""
+    rows: list[tuple[str, list[str]]] = []
+    spellings = {_spelling(name): name for name in files}
     for where, row in _csv_rows(metadata) if metadata.suffix == ".csv" else _jsonl_rows(metadata):
         for key in ("file_name", column):
             if key not in row:
@@ -200,21 +237,34 @@ def _rows(metadata: Path, column: str, root: Path) -> list[tuple[str, str]]:
                 others = [f"; set {name!r}" for name in CAPTION_COLUMNS if name in row]
                 hint = others[0] if others else ""
                 raise ConfigError("caption_column", f"{where} has no such key; its keys: {keys}{hint}", column)
-            if not isinstance(row[key], str):
-                raise ValueError(f"{where}: {key!r} is {row[key]!r}, not a string")
-        _inside(metadata.parent, metadata.parent / row["file_name"], f"{where}: file_name {row['file_name']!r}", root)
-        rows.append((Path(row["file_name"]).as_posix(), row[column]))
-    return rows
+        if not isinstance(row["file_name"], str):
+            raise ValueError(f"{where}: 'file_name' is {row['file_name']!r:.100}, not a string")
+        inside = os.path.normpath(metadata.parent.relative_to(folder) / row["file_name"].replace("\\", "/"))
+        if os.path.isabs(inside) or inside.split(os.sep)[0] == ".." or "\0" in inside:
+            raise ValueError(f"{where}: file_name {row['file_name']!r:.200} leads out of {folder}")
+        rows.append((spellings.get(_spelling(inside), inside), captions_in(row[column], f"{where}: {column!r}")))
+    most = max((len(texts) for _, texts in rows), default=1)
+    lists = most > 1
+    return [(name, texts[k % len(texts)]) for name, texts in rows for k in range(most if lists else 1)]
+
+
+def _spelling(name: str) -> str:
+    """Returns a name by which the spellings of a file on different systems are the same."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(_text(path).split("\n"), 1):
         if not line.strip():
             continue
+        if number == 1 and line.lstrip().startswith("["):
+            raise ValueError(f"{path}: a JSON array; write one object a line, without brackets and commas around them")
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is no JSON: {error}") from error
+        except RecursionError:
+            raise ValueError(f"{path}, line {number} is nested too deeply") from None
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is no JSON: {error}") from None
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: an object with file_name is needed, not {line[:60]!r}")
         yield f"{path}, line {number}", row
@@ -222,30 +272,42 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     reader = csv.DictReader(_text(path).splitlines(keepends=True))
-    for row in reader:
-        if None in row:
-            raise ValueError(f"{path}, line {reader.line_num}: more fields than its header (quote commas)")
-        yield f"{path}, line {reader.line_num}", row
+    try:
+        for row in reader:
+            if None in row:
+                raise ValueError(f"{path}, line {reader.line_num}: more fields than its header (quote commas)")
+            yield f"{path}, line {reader.line_num}", row
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
 
 
-def _sidecar(image: Path) -> tuple[Path | None, str]:
-    """Returns the text file beside an image and the caption in it, or (None, "")."""
-    files = [path for path in map(image.with_suffix, SIDECARS) if path.is_file()]
-    if len(files) > 1:
-        raise ValueError(f"{image} has two captions, {' and '.join(path.name for path in files)}: keep one")
-    return (files[0], _text(files[0]).strip()) if files else (None, "")
+def _sidecars(folder: Path, images: list[str], files: list[str]) -> list[tuple[str, str]]:
+    """Returns the name of the text file beside each image, x.txt or x.png.txt, and its caption; two "" without one."""
+    beside: dict[str, list[str]] = {}
+    for name in files:
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in SIDECARS:
+            beside.setdefault(stem, []).append(name)
+    pairs = []
+    for image in images:
+        names = beside.get(os.path.splitext(image)[0], []) + beside.get(image, [])
+        if len(names) > 1:
+            raise ValueError(
+                f"{folder / image} has two captions, {' and '.join(sorted(names, reverse=True))}: keep one"
+            )
+        pairs.append((names[0], _text(folder / names[0]).strip()) if names else ("", ""))
+    return pairs
 
 
 def _text(path: Path) -> str:
     try:
+        if not path.is_file():
+            raise ValueError(f"{path}: not a regular file")
+        if path.stat().st_size > MOST_METADATA:
+            raise ValueError(f"{path}: larger than {MOST_METADATA >> 20} MiB")
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from error
-
-
-def _inside(folder: Path, path: Path, label: str, root: Path) -> None:
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"{label} leads out of {folder}: images must be inside the data folder")
 
 
 def _natural(name: str) -> tuple[list[tuple[bool, int, str]], str]:

@@ -39,9 +39,7 @@ def open_hub(config: DataConfig, naming: Naming) -> Source:
             "refs/convert/parquet",
             name,
         )
-    # The hub's cache links into its folder of blobs, beside the snapshots.
-    root = folder.parent.parent
-    return FolderSource([folder], config.caption_column, config.allow_empty_captions, naming, root)
+    return FolderSource([folder], config.caption_column, config.allow_empty_captions, naming)
 
 
 def training_files(folder: Path, name: str) -> list[Path]:

@@ -1,5 +1,6 @@
 """Parquet files with an image column and a caption column."""
 
+import hashlib
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -10,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from t2i.data.source import Record, Report, check_captions, fingerprint
+from t2i.data.source import Record, Report, captions_in, check_captions, fingerprint
 from t2i.errors import ConfigError
 from t2i.files import sha256
 
@@ -25,20 +26,23 @@ class ParquetSource:
         self._columns = image_column, caption_column
         self._images: list[str] = []  # the leaf column with the bytes, a file
         self._groups: list[tuple[int, int]] = []  # (file, row group) in row order
-        self._texts: list[str] = []
+        captions: list[list[str]] = []
         sizes = []
         for number, path in enumerate(paths):
             with _open(path) as file:
                 self._images.append(_image_leaf(file.schema_arrow, image_column, path))
-                self._texts += _captions(file, caption_column, path)
+                captions += _captions(file, caption_column, path)
                 for group in range(file.num_row_groups):
                     self._groups.append((number, group))
                     sizes.append(file.metadata.row_group(group).num_rows)
         self._starts = list(accumulate(sizes, initial=0))
-        if not self._texts:
+        if not captions:
             raise ConfigError("path", f"no rows in {', '.join(map(str, paths))}")
-        empty = check_captions(self._texts, lambda i: f"row {i}", allow_empty_captions)
-        self.report = Report(rows=len(self._texts), empty_captions=empty)
+        most = max(map(len, captions))  # an image with a list of captions has a row for each, as in FolderSource
+        self._rows = [row for row in range(len(captions)) for _ in range(most)]
+        self._texts = [texts[k % len(texts)] for texts in captions for k in range(most)]
+        empty = check_captions(self._texts, lambda i: f"row {self._rows[i]}", allow_empty_captions)
+        self.report = Report(rows=len(self._texts), empty_captions=empty, repeats=len(self._texts) - len(captions))
         self._held: OrderedDict[int, Any] = OrderedDict()
         self._held_bytes = 0
         self._lock = threading.Lock()
@@ -47,10 +51,21 @@ class ParquetSource:
         return len(self._texts)
 
     def __getitem__(self, i: int) -> Record:
-        return Record(f"row {i}", self._texts[i], lambda: self._read(i))
+        return Record(f"row {self._rows[i]}", self._texts[i], lambda: self._read(self._rows[i]))
 
     def texts(self) -> list[str]:
         return list(self._texts)
+
+    def contents(self) -> list[str]:
+        """Returns the SHA-256 of each row's image; reads every image."""
+        digests: dict[int, str] = {}
+        for row in self._rows:
+            if row not in digests:
+                try:
+                    digests[row] = hashlib.sha256(self._read(row)).hexdigest()
+                except ValueError:  # no bytes: reported when the image is read
+                    digests[row] = f"row {row}"
+        return [digests[row] for row in self._rows]
 
     def fingerprint(self) -> str:
         return fingerprint(["parquet", *self._columns], self._texts, [sha256(path) for path in self._paths])
@@ -69,7 +84,11 @@ class ParquetSource:
                 return self._held[place]
             number, group = self._groups[place]
             with _open(self._paths[number]) as file:
-                column = file.read_row_group(group, columns=[self._images[number]]).column(0).combine_chunks()
+                try:
+                    table = file.read_row_group(group, columns=[self._images[number]])
+                except (OSError, pa.ArrowException) as error:
+                    raise ValueError(f"{self._paths[number]}: row group {group} is damaged ({error})") from None
+                column = table.column(0).combine_chunks()
             if pa.types.is_struct(column.type):
                 column = column.field("bytes")
             self._held[place] = column
@@ -82,7 +101,7 @@ class ParquetSource:
 def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, memory_map=True)
-    except pa.ArrowInvalid as error:
+    except (OSError, pa.ArrowException) as error:
         raise ValueError(f"{path} is no parquet file: {error}") from error
 
 
@@ -101,10 +120,10 @@ def _image_leaf(schema: pa.Schema, name: str, path: Path) -> str:
     raise ConfigError("image_column", f"is {kind} in {path}: binary, or a struct with `bytes`, is needed", name)
 
 
-def _captions(file: pq.ParquetFile, name: str, path: Path) -> list[str]:
-    kind = _field(file.schema_arrow, "caption_column", name, path).type
-    texts = file.read(columns=[name]).column(0).to_pylist()
-    for row, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"{path}, row {row}: column {name!r} ({kind}) holds {text!r}, not a string")
-    return texts
+def _captions(file: pq.ParquetFile, name: str, path: Path) -> list[list[str]]:
+    _field(file.schema_arrow, "caption_column", name, path)
+    try:
+        texts = file.read(columns=[name]).column(0).to_pylist()
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: column {name!r} is damaged ({error})") from None
+    return [captions_in(value, f"{path}, row {row}: column {name!r}") for row, value in enumerate(texts)]

@@ -3,9 +3,9 @@
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from t2i.errors import ConfigError
+from t2i.errors import ConfigError, check_text
 from t2i.randomness import permutation
 
 MIN_SPLIT = 4  # images
@@ -52,7 +52,7 @@ class Report:
             "images on disk that the metadata does not list": self.unlisted,
             "left out as unusable": self.unusable,
             "with an empty caption": self.empty_captions,
-            "repeat an image, as N in their folders' names asks": self.repeats,
+            "repeat the image of another row": self.repeats,
             **{DERIVED[origin]: n for origin, n in self.origins if origin in DERIVED},
         }
         return ", ".join([f"{self.used} of {self.rows} rows used", *(f"{n} {use}" for use, n in counts.items() if n)])
@@ -67,6 +67,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
     def __getitem__(self, i: int) -> Record: ...
     def texts(self) -> list[str]: ...
+    def contents(self) -> list[str]:
+        """Returns a key of each row's image; rows of the same image have the same key."""
+        ...
+
     def fingerprint(self) -> str: ...
 
 
@@ -89,14 +93,17 @@ class Subset:
         texts = self._source.texts()
         return [texts[i] for i in self._kept]
 
+    def contents(self) -> list[str]:
+        contents = self._source.contents()
+        return [contents[i] for i in self._kept]
+
     def fingerprint(self) -> str:
         return fingerprint(["subset", self._source.fingerprint()], map(str, self._kept))
 
 
 def split(source: Source, seed: int, held_out: int | None = None) -> tuple[Source, Source]:
     """Returns training and validation rows: every 20th image (2 to 512 of them), or `held_out` images, are held out."""
-    # The rows of a repeated image stay together: an image that is trained on must not validate.
-    keys = [source[i].key for i in range(len(source))] if source.report.repeats else list(range(len(source)))
+    keys = source.contents()  # the rows of an image stay together: an image that is trained on must not validate
     images = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     n = len(images)
     if n < MIN_SPLIT:
@@ -116,6 +123,16 @@ def fingerprint(*parts: Iterable[str]) -> str:
             digest.update(len(data).to_bytes(8, "little") + data)
         digest.update(b"\xff" * 8)
     return digest.hexdigest()
+
+
+def captions_in(value: Any, where: str) -> list[str]:
+    """Returns the captions of a row: a string, a list of strings, or null for none; raises a ValueError otherwise."""
+    texts = value if isinstance(value, list) and value else ["" if value is None or value == [] else value]
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"{where} is {value!r:.100}, neither a string nor a list of strings")
+        check_text(text, where)
+    return texts
 
 
 def check_captions(texts: list[str], name_of: Callable[[int], str], allow_empty: bool) -> int:

@@ -96,7 +96,7 @@ def test_pictures_are_repeated_in_the_ratio_of_the_numbers(tmp_path, png):
         (("10_sks dog/b.png", "sks dog, sitting"), 5),
     ]
     assert source[4].read() == (tmp_path / "10_sks dog/a.png").read_bytes()
-    assert "14 of 14 rows used, 10 repeat an image" in str(source.report)
+    assert "14 of 14 rows used, 10 repeat the image of another row" in str(source.report)
     assert "3 images captioned by their folders' names" in str(source.report)
 
 
@@ -196,9 +196,6 @@ def test_a_hub_data_set_of_pictures(hub, png):
         (hub / name).symlink_to(f"../../blobs/{name}")
     source = open_source(config_for("someone/pets", instance_prompt="a photo of sks dog"))
     assert source.texts() == ["a photo of sks dog"] * 2 and source[0].read() == png("red")
-    (hub / "c.png").symlink_to("/etc/hostname")
-    with pytest.raises(ValueError, match="leads out of"):
-        open_source(config_for("someone/pets", instance_prompt="x"))
 
 
 def test_a_hub_data_set_of_parquet_files(hub, png):

@@ -45,6 +45,9 @@ class ScenesSource:
     def _texts(self) -> list[str]:
         return [self.scene(i).caption for i in range(self._count)]
 
+    def contents(self) -> list[str]:
+        return [f"{self._subset} {self._seed}/{i}" for i in range(self._count)]
+
     def fingerprint(self) -> str:
         parts = (VERSION, self._subset, self._pixels, self._seed, self._count)
         return fingerprint(["scenes", *map(str, parts)])
