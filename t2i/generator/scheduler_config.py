@@ -1,13 +1,15 @@
 """`scheduler/scheduler_config.json`: the noise schedule, the prediction type and the timesteps of each solver."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from t2i.component import ComponentConfig
-from t2i.diffusion.names import SOLVER_OF_CLASS
+from t2i.diffusion.names import SOLVER_NAMES, SOLVER_OF_CLASS
 from t2i.diffusion.schedule import Schedule, make_schedule
+from t2i.errors import ConfigError
 from t2i.files import atomic_folder, read_json, write_json
 
 # The defaults of diffusers' classes for absent keys. They are not Stable Diffusion's values, which its files hold.
@@ -271,9 +273,32 @@ class SchedulerConfig(ComponentConfig):
         As no key is absent, all solvers share the spacing that is written, as after diffusers' `save_pretrained`.
         """
         curve = {} if self.sigmas is None else {f"use_{self.sigmas}_sigmas": True}
-        values = {"_class_name": "DDIMScheduler"} | self.model_dump(mode="json") | curve
+        values: dict[str, Any] = {"_class_name": "DDIMScheduler"} | self.model_dump(mode="json") | curve
         with atomic_folder(folder) as tmp:
             write_json(tmp / "scheduler_config.json", values)
+
+    @classmethod
+    def of(cls, scheduler: Any) -> "SchedulerConfig":
+        """Returns the config of a scheduler of diffusers or of ours; raises a ConfigError for others."""
+        if isinstance(scheduler, SchedulerConfig):
+            return scheduler
+        name, values = type(scheduler).__name__, getattr(scheduler, "config", None)
+        if not isinstance(values, Mapping) or name not in CLASS_DEFAULTS:
+            problem = f"not one of {', '.join(CLASS_DEFAULTS)}; solver=NAME in the call selects a solver too"
+            raise ConfigError("scheduler", problem, name)
+        try:
+            return cls.parse({**values, "_class_name": name}, name)
+        except ValueError as error:
+            raise ConfigError("scheduler", f"{error}; solver=NAME in the call selects a solver too") from None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The keys as diffusers' schedulers have them, for `SomeScheduler.from_config(pipe.scheduler.config)`."""
+        values = {key: value for key, value in self.model_dump(mode="json").items() if key not in self.absent}
+        name = SOLVER_NAMES[self.solver].diffusers
+        algorithm = {"algorithm_type": "sde-dpmsolver++"} if self.solver == "dpm++2m-sde" else {}
+        curve = {} if self.sigmas is None else {f"use_{self.sigmas}_sigmas": True}
+        return {"_class_name": name} | values | algorithm | curve
 
     def schedule(self) -> Schedule:
         """Returns the noise schedule that these keys describe."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ from t2i.autoencoder.runner import VAERunner
 from t2i.autoencoder.tiles import check_tile
 from t2i.data.transforms import to_pixels
 from t2i.diffusion.guidance import Guidance
-from t2i.diffusion.names import parse_solver
+from t2i.diffusion.names import did_you_mean, parse_solver
 from t2i.diffusion.prediction import AfterStep
 from t2i.diffusion.schedule import Level
 from t2i.errors import ConfigError, check_finite
@@ -46,6 +47,18 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 StepEnd = Callable[["Pipeline", int, int, dict[str, Tensor]], dict[str, Tensor] | None]
 
 CLEAN = Level(0.0, 1.0, 0.0)
+SETTABLE = (
+    *("text_encoder", "generator", "autoencoder", "scheduler", "defaults", "vae_runner", "report", "joined"),
+    *("_scheduler", "_interrupt"),
+)
+
+
+class _Interrupted(Exception):
+    """The callback set `_interrupt`; `latents` are those of the last step."""
+
+    def __init__(self, latents: Tensor) -> None:
+        super().__init__()
+        self.latents = latents
 
 
 @dataclass(frozen=True)
@@ -73,11 +86,35 @@ class Pipeline:
     ) -> None:
         check_fit(text_encoder, generator.unet, autoencoder)
         self.text_encoder, self.generator, self.autoencoder = text_encoder, generator, autoencoder
-        self.scheduler, self.defaults = scheduler, defaults or Defaults(solver=scheduler.solver)
+        self._scheduler, self.defaults = scheduler, defaults or Defaults(solver=scheduler.solver)
+        self._interrupt = False
         self.vae_runner = VAERunner()
         self.report = report  # a line for all that was ignored, inferred or chosen of the files
         # A U-Net for inpainting reads the mask and the kept part's latents beside its own.
         self.joined = generator.unet.config.in_channels != autoencoder.config.latent_channels
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in SETTABLE:
+            near = did_you_mean(get_close_matches(name, SETTABLE, n=1))
+            problem = f"a pipeline has no {name!r} that could be set; {near}what can be set is"
+            raise AttributeError(f"{problem} {', '.join(n for n in SETTABLE if not n.startswith('_'))}")
+        super().__setattr__(name, value)
+
+    @property
+    def scheduler(self) -> SchedulerConfig:
+        """The noise schedule, prediction type and default solver; `scheduler.config` has diffusers' keys.
+
+        It can be set to a scheduler of diffusers, whose class selects the default solver and whose config the
+        timesteps; raises a ConfigError for a class or a config that no solver has.
+        """
+        return self._scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: Any) -> None:
+        config = SchedulerConfig.of(scheduler)
+        self.generator = LatentDiffusion.from_config(require_diffusion(self.generator, "a scheduler").unet, config)
+        self.defaults = self.defaults.model_copy(update={"solver": config.solver})
+        self._scheduler = config
 
     @classmethod
     def from_pretrained(
@@ -217,22 +254,25 @@ class Pipeline:
     def run(
         self, prepared: PreparedRequest, output_type: str = "pil", callback: StepEnd | None = None
     ) -> Iterator[Any]:
-        """Yields the images, a batch at a time."""
-        texts = prepared.texts
+        """Yields the images, a batch at a time; `_interrupt`, set by the callback, ends the steps as in diffusers."""
+        texts, self._interrupt = prepared.texts, False
         set_memory_format(self.generator.unet, prepared.height * prepared.width // self.autoencoder.factor**2)
         for first, last in prepared.batches:
             with torch.inference_mode():
                 rows = torch.arange(first, last) // prepared.copies
                 generator, x, noise, after_step = self._begin(prepared, first, last, callback)
-                latents = generator.sample(
-                    x,
-                    texts.states[texts.rows[rows].to(self.device)],
-                    texts.states[texts.uncond_rows[rows].to(self.device)],
-                    prepared.plan,
-                    prepared.guidance,
-                    noise,
-                    after_step,
-                )
+                try:
+                    latents = generator.sample(
+                        x,
+                        texts.states[texts.rows[rows].to(self.device)],
+                        texts.states[texts.uncond_rows[rows].to(self.device)],
+                        prepared.plan,
+                        prepared.guidance,
+                        noise,
+                        after_step,
+                    )
+                except _Interrupted as interrupted:
+                    latents = interrupted.latents
                 check_finite(latents, "U-Net")
             if output_type == "latent":
                 yield latents.clone()  # outside of inference mode, so that callers may train on it
@@ -268,7 +308,10 @@ class Pipeline:
             returned = callback(self, step, timestep, {"latents": x}) or {}
             if unknown := set(returned) - {"latents"}:
                 raise ValueError(f"callback_on_step_end returned {sorted(unknown)}: only 'latents' can be changed")
-            return returned.get("latents", x).to(x)
+            x = returned.get("latents", x).to(x)
+            if self._interrupt:
+                raise _Interrupted(x)
+            return x
 
         return generator, x, [z.to(self.device) for z in drawn.steps], after_step
 
