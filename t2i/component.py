@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -184,6 +185,12 @@ def weight_files(folder: Path, name: str, variant: str | None = None) -> WeightF
         return WeightFiles((path,), None, variant)
     index = read_index(path)
     return WeightFiles(tuple(folder / shard for shard in sorted(set(index.values()))), index, variant)
+
+
+def pickle_refused(path: Path) -> ValueError:
+    """Returns the error for a pickle, which names the command that reads its tensors."""
+    command = shlex.join(["t2i", "convert", str(path), str(path.with_suffix(WEIGHTS))])
+    return ValueError(f"{path}: a pickle, which can run code; `{command}` reads its tensors alone (weights_only=True)")
 
 
 def read_index(path: Path) -> dict[str, str]:

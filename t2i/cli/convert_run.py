@@ -11,13 +11,13 @@ from typing import Any
 import torch
 import typer
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from t2i.autoencoder.kl import AutoencoderKL
-from t2i.component import PICKLES, Component, weight_variants
-from t2i.files import read_json
+from t2i.component import PICKLES, Component, save_weights, weight_variants
+from t2i.files import read_json, write_safetensors
 from t2i.generator.unet import UNet
+from t2i.interop.keys_unet import PREFIX as UNET
 from t2i.interop.lora import lora_line, merge_tensors, read_lora
 from t2i.interop.pickles import read_ckpt
 from t2i.interop.single_file import Checkpoint, read_single_file, refuse_unwritable, write_single_file
@@ -50,10 +50,13 @@ class Conversion:
 def run(asked: Conversion, overwrite: bool) -> None:
     """Converts a model; reports what was ignored, inferred and written."""
     check_place(asked, overwrite)
-    stored = read(asked)
+    pickled = read_ckpt(asked.src) if asked.src.suffix in PICKLES and asked.src.is_file() else None
+    if pickled is not None and asked.single and not any(key.startswith(UNET) for key in pickled):
+        write_part(asked, pickled)
+        return
+    stored = read(asked, pickled)
     dtype = None if asked.dtype is None else getattr(torch, asked.dtype)
-    if dtype is not None:
-        check_range(stored, dtype)
+    check_range(stored, dtype)
     if asked.single:
         write_file(stored, asked.dst, dtype)
     else:
@@ -82,7 +85,18 @@ def check_place(asked: Conversion, overwrite: bool) -> None:
         raise ValueError(f"{dst}: is not a model's folder (it has no {INDEX}); it is not replaced")
 
 
-def read(asked: Conversion) -> Stored:
+def write_part(asked: Conversion, state: dict[str, Tensor]) -> None:
+    """Writes the tensors of a pickle that is no whole model: an embedding, a LoRA, a VAE."""
+    if asked.loras or asked.ema:
+        raise ValueError(f"{asked.src}: no whole model: --merge-lora and --ema do not apply")
+    dtype = None if asked.dtype is None else getattr(torch, asked.dtype)
+    if bad := [key for key, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]:
+        raise ValueError(f"{asked.src}: {bad[0]} has values that are not finite")
+    save_weights(state, asked.dst, dtype)
+    typer.echo(f"{asked.dst}: {len(state)} tensors, {asked.dst.stat().st_size} bytes; not a whole model")
+
+
+def read(asked: Conversion, pickled: dict[str, Tensor] | None) -> Stored:
     """Returns the whole source, checked, with its tensors in their own dtypes."""
     reading = asked.reading
     place = locate(asked.src, variant=reading.variant, revision=reading.revision)
@@ -104,7 +118,7 @@ def read(asked: Conversion) -> Stored:
         stored = from_folder(pipeline, place, reading.variant)
         merge(stored, pipeline, asked.loras)
         return stored
-    checkpoint = read_pickle(place, asked) if place.suffix in PICKLES else read_file(place, place, asked)
+    checkpoint = read_file(place, place, asked) if pickled is None else read_pickle(place, pickled, asked)
     pipeline = Pipeline.from_parts(from_checkpoint(checkpoint, place, reading.config, None), place)
     _report(pipeline)
     defaults = None if checkpoint.defaults is None else pipeline.defaults
@@ -133,18 +147,12 @@ def _report(pipeline: Pipeline) -> None:
         say(f"model: {line}")
 
 
-def read_pickle(path: Path, asked: Conversion) -> Checkpoint:
-    """Returns the contents of a `.ckpt`, read through a temporary safetensors file of its tensors alone."""
-    state: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for key, tensor in read_ckpt(path).items():
-        memory = tensor.untyped_storage().data_ptr()
-        state[key] = tensor.clone() if memory in seen else tensor.contiguous()  # safetensors takes no shared memory
-        seen.add(memory)
+def read_pickle(path: Path, state: dict[str, Tensor], asked: Conversion) -> Checkpoint:
+    """Returns the contents of a `.ckpt` with these tensors, read through a temporary safetensors file."""
     asked.dst.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=asked.dst.parent, prefix=".convert-") as tmp:
         file = Path(tmp) / "tensors.safetensors"
-        save_file(state, file)
+        write_safetensors(file, state)
         return read_file(file, path, asked)
 
 
@@ -195,12 +203,15 @@ def _name_in(key: str, file_tensors: dict[str, Tensor]) -> str:
     return next(name for name in names if name in file_tensors)
 
 
-def check_range(stored: Stored, dtype: torch.dtype) -> None:
-    """Raises ValueError for a dtype in which finite weights become infinite."""
-    most = torch.finfo(dtype).max
+def check_range(stored: Stored, dtype: torch.dtype | None) -> None:
+    """Raises ValueError for weights that are not finite, or that `dtype` would make infinite."""
     for part, (_, tensors) in stored.networks.items():
         for key, tensor in tensors.items():
-            if tensor.is_floating_point() and tensor.isfinite().all() and tensor.abs().amax() > most:
+            if not tensor.is_floating_point():
+                continue
+            if not tensor.isfinite().all():
+                raise ValueError(f"{part}: {key} has values that are not finite: the model is damaged")
+            if dtype is not None and tensor.abs().amax() > (most := torch.finfo(dtype).max):
                 raise ValueError(f"{part}: {key} has values beyond {dtype}'s {most:g}; take --dtype bf16 or fp32")
 
 

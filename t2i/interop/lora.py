@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from t2i.component import PICKLES, WEIGHTS, read_safetensors
+from t2i.component import PICKLES, WEIGHTS, pickle_refused, read_safetensors
 from t2i.files import read_json
 from t2i.interop.infer import SD1, SD2
 from t2i.interop.lora_alpha import Alphas, folder_alphas, header_alphas
@@ -34,8 +34,7 @@ WIDTHS = {SD1.width: SD1.name, SD2.width: SD2.name, 2048: "Stable Diffusion XL"}
 SHOWN = 5  # keys in a message
 # Files for other models or of other methods: the first whose pattern is found at the beginning of any key.
 OTHERS = (
-    (r"lora_te[123]_|text_encoder_[23]\.", "a LoRA for Stable Diffusion XL"),
-    (r"lora_unet_(input_blocks|middle_block|output_blocks|label_emb)_", "a LoRA for Stable Diffusion XL"),
+    (r"lora_te[23]_|text_encoder_[23]\.|lora_unet_label_emb_", "a LoRA for Stable Diffusion XL"),
     (r"(lora_)?(transformer|unet)[._](.*_)?(joint|single|double)_(transformer_)?blocks", "a LoRA for SD 3 or Flux"),
     (r"transformer\.", "a LoRA for a transformer (Stable Diffusion 3, Flux or later)"),
     (r".*[._]motion_modules?[._]", "a LoRA for motion modules (AnimateDiff)"),
@@ -97,7 +96,7 @@ def lora_files(path: str | Path) -> list[Path]:
     """Returns the weight files of a LoRA: the file itself, or diffusers' or peft's in a folder."""
     path = Path(path)
     if path.suffix in PICKLES:
-        raise ValueError(f"{path}: a pickle, which can run code; save it as safetensors first, where you trust it")
+        raise pickle_refused(path)
     if path.is_file():
         return [path]
     if not path.is_dir():

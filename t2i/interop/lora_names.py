@@ -10,6 +10,9 @@ from typing import Literal, NamedTuple
 
 from torch import nn
 
+from t2i.generator.unet import UNet
+from t2i.interop.keys_unet import PREFIX as PREFIX_UNET
+from t2i.interop.keys_unet import unet_places
 from t2i.nn.lora import adaptable_layers
 from t2i.text.base import TextEncoder
 from t2i.text.clip import PREFIX, CLIPTextEncoder
@@ -53,9 +56,25 @@ def spellings(networks: Networks) -> dict[str, Place]:
     for component, part in networks.items():
         for layer in adaptable_layers(network_of(part)):
             place = Place(component, layer)
-            for name in (kohya_name(component, part, layer), *_dotted(component, part, layer)):
+            original = _original(part, layer) if component == "unet" else ()
+            for name in (*_kohya(component, part, layer), *_dotted(component, part, layer), *original):
                 assert places.setdefault(name, place) == place, name
     return places
+
+
+def _kohya(component: str, part: nn.Module, layer: str) -> Iterator[str]:
+    yield (name := kohya_name(component, part, layer))
+    if component == "text_encoder":  # as diffusers' own export calls the only text encoder
+        yield name.replace(KOHYA[component], "lora_te1_", 1)
+
+
+def _original(unet: nn.Module, layer: str) -> Iterator[str]:
+    """Yields a layer's names by latent diffusion's original code, which ComfyUI and sgm's users write."""
+    if isinstance(unet, UNet):
+        name = unet_places(unet.config, [f"{layer}.weight"])[f"{layer}.weight"].key
+        name = name.removeprefix(PREFIX_UNET).removesuffix(".weight")
+        yield "diffusion_model." + name
+        yield KOHYA["unet"] + name.replace(".", "_")
 
 
 def _dotted(component: str, part: nn.Module, layer: str) -> Iterator[str]:

@@ -24,6 +24,7 @@ SCHEDULER: Config = {
     "steps_offset": 1,
     "clip_sample": False,
 }
+ZERO_SNR: Config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}  # Lin et al. 2024, 2305.08891
 CLASSES = {SD1: "PNDMScheduler", SD2: "DDIMScheduler"}
 
 
@@ -63,7 +64,8 @@ def resolve(
     family = find_family(path, shapes) if needed else None
     if family:
         report.append(f"{family.name}, by the text encoder's key names and {family.width} wide text states")
-    predicts, why = find_prediction(family, folder, embedded, metadata, notes, global_step, prediction)
+    marked = "v_pred" in shapes
+    predicts, why = find_prediction(family, folder, embedded, metadata, notes, marked, global_step, prediction)
     report.append(f"prediction {predicts}: {why}")
     configs = {name: given[name] for name in ("unet", "vae", "text_encoder") if name in given}
     if family:
@@ -71,6 +73,9 @@ def resolve(
         report.append(f"configs of {', '.join(needed)}: inferred from the shapes and the family")
     scheduler = dict(given.get("scheduler", SCHEDULER | {"_class_name": CLASSES[family]} if family else {}))
     scheduler["prediction_type"] = predicts
+    if "ztsnr" in shapes and "scheduler" not in given:
+        scheduler |= {"_class_name": "DDIMScheduler"} | ZERO_SNR
+        report.append("schedule: zero terminal SNR and trailing timesteps, as its key `ztsnr` says")
     if notes is not None:
         report += apply_yaml(path, notes, configs, scheduler, set(folder))
     tokenizer = embedded.get("tokenizer")
@@ -104,6 +109,7 @@ def find_prediction(
     embedded: Mapping[str, Config],
     metadata: Mapping[str, str],
     notes: Config | None,
+    marked: bool,
     global_step: int | None,
     asked: str | None,
 ) -> tuple[str, str]:
@@ -116,6 +122,7 @@ def find_prediction(
         (notes and notes["parameterization"], "the .yaml beside the file"),
         (embedded["scheduler"].get("prediction_type", "epsilon") if "scheduler" in embedded else None, "its metadata"),
         (spec if spec else None, "its metadata `modelspec.prediction_type`"),
+        ("v_prediction" if marked else None, "its key `v_pred`"),
     )
     for value, who in sources:
         if value is not None:

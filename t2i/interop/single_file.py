@@ -1,7 +1,6 @@
 """Stable Diffusion in one safetensors file: the original code's layout, read into components and written from them."""
 
 import json
-import shlex
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,15 @@ import torch
 from torch import Tensor
 
 from t2i.autoencoder.kl import AutoencoderKL
-from t2i.component import PICKLES, WEIGHTS, Component, aligned, check_keys, few_tensors, open_safetensors
+from t2i.component import (
+    PICKLES,
+    Component,
+    aligned,
+    check_keys,
+    few_tensors,
+    open_safetensors,
+    pickle_refused,
+)
 from t2i.files import write_safetensors
 from t2i.generator.unet import UNet
 from t2i.interop import keys_text
@@ -148,10 +155,7 @@ def refuse_unwritable(path: Path, components: Components) -> None:
 def open_single_file(path: Path) -> Iterator[tuple[Any, dict[str, Shape]]]:
     """Yields an open safetensors file and its shapes; tensors are read on demand."""
     if path.suffix in PICKLES:
-        command = ["t2i", "convert", str(path), str(path.with_suffix(WEIGHTS))]
-        raise ValueError(
-            f"{path}: a pickle, which can run code; `{shlex.join(command)}` reads its tensors alone (weights_only=True)"
-        )
+        raise pickle_refused(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     with open_safetensors(path) as file:

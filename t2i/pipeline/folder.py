@@ -227,11 +227,20 @@ def refuse_other_unets(path: Path) -> None:
             )
 
 
+OTHER_INPUTS = {  # channels that a U-Net reads beside the latents
+    1: "a depth-to-image model, which reads a depth map",
+    3: "an upscaler, which reads a small image",
+    4: "InstructPix2Pix, which reads the latents of an image",
+}
+
+
 def check_fit(text: TextEncoder, unet: UNet, vae: AutoencoderKL) -> None:
     """Raises ValueError for components that were not made for each other."""
     latent = vae.config.latent_channels
     for key, allowed in (("in_channels", (latent, 2 * latent + 1)), ("out_channels", (latent,))):
         if (channels := getattr(unet.config, key)) not in allowed:
+            if key == "in_channels" and (kind := OTHER_INPUTS.get(channels - latent)) is not None:
+                raise ValueError(f"unet/config.json: `{key}` = {channels}: {kind}, which does not run here")
             raise ValueError(
                 f"unet/config.json: `{key}` = {channels}, but vae/config.json: `latent_channels` = {latent}; take a "
                 f"U-Net and a VAE that were trained together ({' or '.join(map(str, allowed))} for this VAE)"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from t2i.errors import ConfigError
+from t2i.errors import ConfigError, check_text
 from t2i.pipeline.settings import LARGEST_SEED
 
 LARGEST_SIDE = 4096
@@ -60,12 +60,14 @@ def prompt_list(value: str | Sequence[Any] | None, name: str) -> list[str]:
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             raise ConfigError(f"{name}[{i}]", f"{type(prompt).__name__}, not a string", prompt)
+        check_text(prompt, name if len(prompts) == 1 else f"{name}[{i}]")
     return prompts
 
 
 def negative_list(value: str | Sequence[Any] | None, count: int) -> list[str]:
     """Returns a negative prompt for each of `count` prompts; by default "", the unconditional caption of training."""
     if value is None or isinstance(value, str):
+        check_text(value or "", "negative_prompt")
         return [value or ""] * count
     negatives = prompt_list(value, "negative_prompt")
     if len(negatives) != count:

@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AddedToken
 
-from t2i.component import PICKLES, read_safetensors
+from t2i.component import PICKLES, pickle_refused, read_safetensors
 from t2i.text.base import TextEncoder
 
-UNNAMED = "emb_params"  # A1111's key: the token is the file's name
+UNNAMED = ("emb_params", "clip_l", "*")  # keys of A1111, ComfyUI and old files: the token is the file's name
 
 
 def add_embedding(encoder: TextEncoder, file: str | Path, token: str | None = None) -> str:
@@ -42,14 +42,16 @@ def add_vectors(encoder: TextEncoder, token: str, vectors: Float[Tensor, "n d"],
 def read_embedding(file: Path, width: int) -> tuple[str, Float[Tensor, "n d"]]:
     """Returns the token that a file names and its vectors."""
     if file.suffix in PICKLES:
-        raise ValueError(f"{file}: a pickle, which can run code; if you trust it, convert it to safetensors first")
+        raise pickle_refused(file)
     if not file.is_file():
         raise ValueError(f"{file}: no such file; an embedding is a .safetensors file")
     tensors = read_safetensors(file)
+    if "clip_g" in tensors:
+        raise ValueError(f"{file}: an embedding for Stable Diffusion XL (clip_l and clip_g), which does not run here")
     if len(tensors) != 1:
         raise ValueError(
             f"{file}: has {', '.join(sorted(tensors)[:5]) or 'no tensors'}; an embedding is one tensor, "
-            f"named by its token or {UNNAMED!r}"
+            f"named by its token or {UNNAMED[0]!r}"
         )
     [(name, vectors)] = tensors.items()
     vectors = vectors[None] if vectors.dim() == 1 else vectors
@@ -61,7 +63,7 @@ def read_embedding(file: Path, width: int) -> tuple[str, Float[Tensor, "n d"]]:
             f"{file}: its vectors are {vectors.shape[1]} wide, the text encoder's are {width}: "
             "it was trained with another text encoder"
         )
-    return (file.stem if name == UNNAMED else name), vectors
+    return (file.stem if name in UNNAMED else name), vectors
 
 
 def check_tokens(encoder: TextEncoder, tokens: list[str], file: str | Path) -> None:

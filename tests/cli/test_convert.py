@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,6 +130,38 @@ def test_a_ckpt_is_read_as_tensors_alone(t2i, model, tmp_path):
     code, _, err = t2i("convert", "misnamed.ckpt", "bad")
     assert code == 2 and "misnamed.ckpt: is a safetensors file: name it so, misnamed.safetensors" in err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back", "evil.ckpt", "misnamed.ckpt", "one.ckpt"]
+
+
+def test_a_pickle_of_a_part_becomes_safetensors(t2i, model, tmp_path):
+    """An embedding of A1111, one of diffusers, a VAE: by the command that the refusals name."""
+    vectors, vae = torch.randn(2, 32), load_file(model / "vae" / "diffusion_pytorch_model.safetensors")
+    torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": torch.nn.Parameter(vectors)}}, "cat.pt")
+    torch.save({"<dog>": vectors[:1]}, "dog.bin")
+    torch.save({"state_dict": vae}, "vae.ckpt")
+    for name, flag in (("cat.pt", "--embedding"), ("dog.bin", "--embedding"), ("vae.ckpt", "--vae")):
+        code, _, err = t2i("generate", "a red circle", "-m", model, flag, name, "--steps", "2")
+        command = re.search(r"`t2i (convert \S+ \S+)` reads its tensors alone", err)
+        assert code == 2 and command is not None
+        code, out, err = t2i(*command[1].split())
+        assert code == 0 and "not a whole model" in out, err
+        safe = Path(name).with_suffix(".safetensors")
+        code, _, err = t2i("generate", "a red circle", "-m", model, flag, safe, "--steps", "2", "-o", f"out-{name}")
+        assert code == 0, err
+    assert load_file("cat.safetensors")["emb_params"].equal(vectors)
+    torch.save({"<dog>": torch.full((1, 32), torch.nan)}, "nan.pt")
+    code, _, err = t2i("convert", "nan.pt", "nan.safetensors")
+    assert code == 2 and "not finite" in err and not (tmp_path / "nan.safetensors").exists()
+
+
+def test_weights_that_are_not_finite_are_refused(t2i, model, tmp_path):
+    broken = shutil.copytree(model, tmp_path / "broken")
+    weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    state["conv_in.bias"][0] = torch.nan
+    save_file(state, weights)
+    code, _, err = t2i("convert", broken, "x.safetensors")
+    assert code == 2 and "unet: conv_in.bias has values that are not finite" in err
+    assert not (tmp_path / "x.safetensors").exists()
 
 
 def test_what_a_single_file_cannot_hold(t2i, tmp_path):

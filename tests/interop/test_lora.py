@@ -15,6 +15,7 @@ from pipeline.stock import load_stock, write_stock
 from pipeline.tiny import apart, make_unet
 from safetensors.torch import load_file, save_file
 
+from t2i.interop.keys_unet import unet_places
 from t2i.interop.lora import Lora, load_lora, lora_name, merge_lora, merge_tensors, read_lora
 from t2i.interop.lora_names import network_of
 from t2i.interop.lora_write import Dialect, write_lora
@@ -286,8 +287,8 @@ def missing_all(state):
 LAYER = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 BAD = [
     (put("lora_unet_down_blocks_9_x.lora_down.weight"), r"1 of its \d+ keys are of no layer of unet .*blocks_9_x"),
-    (put("lora_te1_text_model_x.lora_down.weight"), "a LoRA for Stable Diffusion XL"),
-    (put("lora_unet_input_blocks_4_1_proj_in.lora_down.weight"), "a LoRA for Stable Diffusion XL"),
+    (put("lora_te2_text_model_x.lora_down.weight"), "a LoRA for Stable Diffusion XL"),
+    (put("lora_unet_label_emb_0_0.lora_down.weight"), "a LoRA for Stable Diffusion XL"),
     (put("lora_unet_single_blocks_0_linear1.lora_down.weight"), "SD 3 or Flux"),
     (put(f"{LAYER}.hada_w1_a"), "is a LoHa"),
     (put(f"{LAYER}.dora_scale"), "is a DoRA"),
@@ -308,6 +309,27 @@ def test_bad_files(pair, file, change, message):
         load_lora(pair.networks, path)
     assert str(error.value).startswith(str(path))
     assert not loras_of(pair.networks["unet"])
+
+
+@pytest.mark.parametrize("prefix", ["lora_unet_", "diffusion_model."])
+def test_names_of_the_original_code_and_of_a_first_text_encoder(pair, tmp_path, prefix):
+    """As sgm's users, ComfyUI and diffusers' own export to kohya's format write them."""
+    lora, path = drawn_lora(pair.networks), tmp_path / "x.safetensors"
+    write_lora(path, lora, pair.networks, "kohya")
+    places = {layer: unet_places(pair.networks["unet"].config, [f"{layer}.weight"])[f"{layer}.weight"].key
+              for layer in lora["unet"]}  # fmt: skip
+    state = {}
+    for key, tensor in load_file(path).items():
+        module, dot, part = key.partition(".")
+        if module.startswith("lora_te_"):
+            state[module.replace("lora_te_", "lora_te1_") + dot + part] = tensor
+            continue
+        layer = next(layer for layer in places if module == "lora_unet_" + layer.replace(".", "_"))
+        name = places[layer].removeprefix("model.diffusion_model.").removesuffix(".weight")
+        state[prefix + (name if "." in prefix else name.replace(".", "_")) + dot + part] = tensor
+    save_file(state, path)
+    assert any("input_blocks" in key for key in state) and any("lora_te1_" in key for key in state)
+    assert same_change(read_lora(path, pair.networks), lora)
 
 
 def test_key_under_two_spellings(pair, file):

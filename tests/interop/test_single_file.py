@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 
 from t2i.files import write_json
+from t2i.generator.scheduler_config import SchedulerConfig
 from t2i.interop.ignored_keys import EMA_UNET
 from t2i.interop.infer import infer_text
 from t2i.interop.layout import shapes_there
@@ -51,6 +52,17 @@ def test_written_over_the_file_that_was_read(tmp_path):
     write_single_file(path, got.components, got.scheduler, dtype=torch.float16)
     halves = {name: (c, {k: v.half() for k, v in state.items()}) for name, (c, state) in components.items()}
     check_components(read_single_file(path), halves)
+
+
+def test_keys_that_mark_the_prediction_type_and_the_schedule(tmp_path):
+    state = foreign(make(SD1)) | {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
+    state |= {"denoiser.sigmas": torch.ones(1000), "embedding_manager.x": torch.ones(3)}
+    got = read_single_file(write(tmp_path / "model.safetensors", state))
+    assert got.scheduler["prediction_type"] == "v_prediction" and got.scheduler["rescale_betas_zero_snr"] is True
+    assert SchedulerConfig.parse(got.scheduler, "x").schedule().alpha_bar[-1] < 1e-6
+    assert any("prediction v_prediction: says its key `v_pred`" in line for line in got.report)
+    asked = read_single_file(tmp_path / "model.safetensors", prediction="epsilon")
+    assert asked.scheduler["prediction_type"] == "epsilon"
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pipeline.tiny import make_pipeline
 
 RNG = torch.Generator()
 
@@ -62,3 +63,22 @@ def test_a_device_that_is_not_there(ours):
 def test_a_callback_that_returns_what_cannot_be_changed(ours):
     with pytest.raises(ValueError, match="prompt_embeds"):
         ours("a", num_inference_steps=1, callback_on_step_end=lambda *_: {"prompt_embeds": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("channels", [5, 7, 8])
+def test_unets_that_read_more_than_latents_are_named(channels):
+    kinds = {5: "depth-to-image", 7: "upscaler", 8: "InstructPix2Pix"}
+    with pytest.raises(ValueError, match=f"`in_channels` = {channels}: .*{kinds[channels]}"):
+        make_pipeline(unet={"in_channels": channels})
+
+
+@pytest.mark.parametrize("text", ["fox \ud83d", "a\udcff fox"])
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+def test_text_that_is_no_unicode_is_refused_by_name(text, name):
+    with pytest.raises(ValueError, match=f"{name}: character . of .* is no Unicode text"):
+        make_pipeline()(**({"prompt": "a"} | {name: text}))
+
+
+def test_text_without_end_is_refused_before_it_is_read():
+    with pytest.raises(ValueError, match="prompt: 3,000,000 characters of text; 100,000 are allowed"):
+        make_pipeline()("x" * 3_000_000)

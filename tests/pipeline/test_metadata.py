@@ -169,6 +169,22 @@ def test_a1111(tmp_path):
     ]  # fmt: skip
 
 
+def test_a1111_with_lines_after_the_settings():
+    """As the extension Dynamic Prompts writes them."""
+    written = (
+        "a fox\nNegative prompt: bad\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64\n"
+        "Template: a {fox|cat}\nNegative Template: bad"
+    )
+    image = from_a1111(written)
+    assert image.settings | {"solver": "euler"} == {
+        "prompt": "a fox", "negative": "bad", "steps": 20, "solver": "euler", "cfg": 7, "seed": 1, "size": "64x64"
+    }  # fmt: skip
+    assert [line for line in image.ignored if "after the settings" in line] == [
+        'a line after the settings = "Template: a {fox|cat}"',
+        'a line after the settings = "Negative Template: bad"',
+    ]
+
+
 def test_a1111_newer_forms():
     line = "Steps: 20, Sampler: {}, Schedule type: {}, CFG scale: 7, Seed: 1, Size: 8x8, Denoising strength: 0.4"
     found = from_a1111("x\n" + line.format("Euler a", "Exponential"))

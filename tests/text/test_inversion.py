@@ -143,11 +143,11 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
     torch.save({}, pickle)
     for file, token, fault in (
         (wide, None, "48 wide, the text encoder's are 32"),
-        (two, None, "clip_g, clip_l; an embedding is one tensor"),
+        (two, None, "an embedding for Stable Diffusion XL"),
         (whole, None, "int64: finite vectors"),
         (nan, None, "finite vectors"),
         (damaged, None, "damaged.safetensors: not a readable"),
-        (pickle, None, "pickle"),
+        (pickle, None, "a pickle.*`t2i convert .*cat.pt .*cat.safetensors` reads its tensors alone"),
         (tmp_path / "none.safetensors", None, "no such file"),
         (good, "<|endoftext|>", "already has the token '<|endoftext|>'"),
         (good, "red</w>", "already"),

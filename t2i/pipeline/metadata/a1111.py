@@ -46,9 +46,9 @@ def from_a1111(written: str, exact: dict[str, str] = EXACT) -> PngSettings:
 
     `exact`: the keys of the last line that hold a prompt which the text alone does not determine.
     """
-    lines, last = _cut(written)
+    lines, last, after = _cut(written)
     settings: dict[str, Any] = _prompts(lines)
-    names, ignored = {}, []
+    names, ignored = {}, [f"a line after the settings = {short(line)}" for line in after]
     pairs = {key: _unquoted(value) for key, value in _PAIR.findall(last)}
     for name, key in exact.items():
         if key in pairs and pairs[key] != settings[name]:
@@ -104,10 +104,16 @@ def _ours(key: str, value: str) -> dict[str, Any]:
     return {field: number_in(value) if isinstance(SETTINGS[field].check, Number) else value}
 
 
-def _cut(written: str) -> tuple[list[str], str]:
-    """Returns the lines of the prompts, and the last line if it holds at least three pairs."""
-    *lines, last = written.strip().split("\n")
-    return (lines, last) if len(_PAIR.findall(last)) >= 3 else ([*lines, last], "")
+def _cut(written: str) -> tuple[list[str], str, list[str]]:
+    """Returns the lines of the prompts, the line of settings, and the lines after it, as extensions of A1111 write.
+
+    The settings are the last line if it holds three pairs, else the last line that begins with "Steps:" and does.
+    """
+    lines = written.strip().split("\n")
+    for i in range(len(lines) - 1, -1, -1):
+        if (i == len(lines) - 1 or lines[i].startswith("Steps:")) and len(_PAIR.findall(lines[i])) >= 3:
+            return lines[:i], lines[i], lines[i + 1 :]
+    return lines, "", []
 
 
 def _prompts(lines: list[str]) -> dict[str, str]:
