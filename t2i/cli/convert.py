@@ -44,13 +44,14 @@ def convert(
     kind, size, name = choose_format(dst, format), parse_bytes(shard_size), check_dtype(dtype)
     if size is not None and kind == SINGLE:
         raise ValueError("--shard-size is for folders; a single file is one file: leave it out")
-    from t2i.cli.convert_run import Conversion, run
+    from t2i.pipeline import conversion
 
     reading, loras = (
         Reading(variant, revision, config, prediction_type),
         [parse_lora(text) for text in merge_lora or []],
     )
-    run(Conversion(src, dst, kind == SINGLE, name, size, reading, ema, tuple(loras)), overwrite)
+    asked = conversion.Conversion(src, dst, kind == SINGLE, name, size, reading, ema, tuple(loras))
+    conversion.convert(asked, overwrite)
 
 
 def choose_format(dst: Path, format: str | None) -> str:

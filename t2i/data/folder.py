@@ -16,7 +16,7 @@ from typing import Any
 from t2i.data.captions import name_caption, repeated_folder
 from t2i.data.source import Record, Report, captions_in, check_captions, fingerprint
 from t2i.errors import ConfigError
-from t2i.files import sha256
+from t2i.files import read_bytes, sha256
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 UNREAD = (
@@ -25,7 +25,6 @@ UNREAD = (
 )  # images of formats that are not read
 METADATA = ("metadata.jsonl", "metadata.csv")
 OTHER_METADATA = ("metadata.json", "metadata.tsv", "metadata.parquet")
-MOST_METADATA = 2**30  # bytes
 SIDECARS = (".txt", ".caption")
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "tags")  # what others call it
 
@@ -101,7 +100,7 @@ class FolderSource:
         return len(self._names)
 
     def __getitem__(self, i: int) -> Record:
-        return Record(self._names[i], self._texts[i], lambda: _bytes(self._files[i]))
+        return Record(self._names[i], self._texts[i], lambda: read_bytes(self._files[i]))
 
     def texts(self) -> list[str]:
         return list(self._texts)
@@ -119,12 +118,6 @@ class FolderSource:
     def contents(self) -> list[str]:
         hashes = {file: sha256(file) if file.is_file() else str(file) for file in dict.fromkeys(self._files)}
         return [hashes[file] for file in self._files]
-
-
-def _bytes(path: Path) -> bytes:
-    if not path.is_file():
-        raise ValueError(f"{path}: not a regular file")
-    return path.read_bytes()
 
 
 def _read_folder(folder: Path, column: str, naming: Naming) -> Listing:
@@ -301,11 +294,7 @@ def _sidecars(folder: Path, images: list[str], files: list[str]) -> list[tuple[s
 
 def _text(path: Path) -> str:
     try:
-        if not path.is_file():
-            raise ValueError(f"{path}: not a regular file")
-        if path.stat().st_size > MOST_METADATA:
-            raise ValueError(f"{path}: larger than {MOST_METADATA >> 20} MiB")
-        return path.read_text(encoding="utf-8-sig")
+        return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from error
 

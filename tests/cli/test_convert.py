@@ -209,7 +209,7 @@ def test_a_model_is_replaced_and_an_interrupted_one_is_not(t2i, model, tmp_path)
     assert same(tensors(tmp_path / "x"), {k: v.half() for k, v in tensors(model).items()})
     before = tensors(tmp_path / "x")
     code = (
-        "import t2i.cli.convert_run as c, t2i.pipeline.folder as f, os, sys\n"
+        "import t2i.pipeline.conversion as c, t2i.pipeline.folder as f, os, sys\n"
         "real = f.save_weights\n"
         "def slow(*a):\n"
         "    real(*a); print('written', flush=True); __import__('time').sleep(1200)\n"

@@ -19,7 +19,6 @@ from t2i.files import atomic_folder, read_json, write_json
 from t2i.report.grid import image_grid
 from t2i.training.conditioned import timestep_bins
 from t2i.training.finetune.task import NAME, FinetuneTask
-from t2i.training.resume import alone_in
 
 LEVEL = 0.95  # of the intervals
 SIDE = 32  # of the thumbnails by which images are compared
@@ -29,11 +28,7 @@ WHEN = ("before", "after")
 
 def measure_before(task: FinetuneTask) -> None:
     """Writes losses and images of the untrained pipeline to RUN/before, unless they are there already."""
-    with alone_in(task.recipe.run):
-        _measure_before(task, task.recipe.run / "before")
-
-
-def _measure_before(task: FinetuneTask, folder: Path) -> None:
+    folder = task.recipe.run / "before"
     key = {"key": identity(task), "prompts": task.prompts, "old_prompts": list(task.recipe.sample.old_prompts)}
     if (folder / "before.json").is_file() and read_json(folder / "before.json") == key:
         return

@@ -1,4 +1,4 @@
-"""`t2i convert` carried out: the model read and checked as a whole, then written from its tensors as they are."""
+"""Conversion of models between folders, single files and pickles: read and checked whole, then written as they are."""
 
 import os
 import tempfile
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import typer
 from safetensors import safe_open
 from torch import Tensor
 
@@ -47,7 +46,7 @@ class Conversion:
     loras: tuple[tuple[Path, float], ...] = ()
 
 
-def run(asked: Conversion, overwrite: bool) -> None:
+def convert(asked: Conversion, overwrite: bool) -> None:
     """Converts a model; reports what was ignored, inferred and written."""
     check_place(asked, overwrite)
     pickled = read_ckpt(asked.src) if asked.src.suffix in PICKLES and asked.src.is_file() else None
@@ -67,7 +66,7 @@ def run(asked: Conversion, overwrite: bool) -> None:
         with safe_open(path, "pt") as file:
             kinds = Counter(file.get_slice(key).get_dtype() for key in file.keys())  # noqa: SIM118
         counts = ", ".join(f"{n} tensors of {kind}" for kind, n in kinds.items())
-        typer.echo(f"{path}: {counts}, {path.stat().st_size} bytes")
+        print(f"{path}: {counts}, {path.stat().st_size} bytes")
 
 
 def check_place(asked: Conversion, overwrite: bool) -> None:
@@ -93,7 +92,7 @@ def write_part(asked: Conversion, state: dict[str, Tensor]) -> None:
     if bad := [key for key, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]:
         raise ValueError(f"{asked.src}: {bad[0]} has values that are not finite")
     save_weights(state, asked.dst, dtype)
-    typer.echo(f"{asked.dst}: {len(state)} tensors, {asked.dst.stat().st_size} bytes; not a whole model")
+    print(f"{asked.dst}: {len(state)} tensors, {asked.dst.stat().st_size} bytes; not a whole model")
 
 
 def read(asked: Conversion, pickled: dict[str, Tensor] | None) -> Stored:
