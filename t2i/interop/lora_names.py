@@ -70,7 +70,7 @@ def _kohya(component: str, part: nn.Module, layer: str) -> Iterator[str]:
 
 def _original(unet: nn.Module, layer: str) -> Iterator[str]:
     """Yields a layer's names by latent diffusion's original code, which ComfyUI and sgm's users write."""
-    if isinstance(unet, UNet):
+    if isinstance(unet, UNet) and layer != "encoder_hid_proj":  # which the original code has not
         name = unet_places(unet.config, [f"{layer}.weight"])[f"{layer}.weight"].key
         name = name.removeprefix(PREFIX_UNET).removesuffix(".weight")
         yield "diffusion_model." + name

@@ -117,15 +117,29 @@ def _read_finetuned(run: Finetuned, variant: str | None) -> Parts:
 
 
 def hashed_files(place: Path, variant: str | None) -> list[Path]:
-    """Returns the files whose sha256 identifies a model: the single file, or those of the U-Net's weights in order."""
+    """Returns the files whose SHA-256, one after the other, identifies a model.
+
+    They are the single file, or a folder's weights of U-Net, text encoder and VAE, and its tokenizer; then what a
+    fine-tuning learnt.
+    """
     if place.is_file():
         return [place]
     if (run := read_pointer(place)) is not None:
         learnt = [*run.embeddings, *(file for lora in run.loras for file in lora_files(lora))]
         return [*hashed_files(locate(run.model, variant=variant), variant), *learnt]
-    unet = place / "unet"
-    present = variant if variant in weight_variants(unet, UNet.weights_name) else None
-    return list(weight_files(unet, UNet.weights_name, present).files)
+    words = sorted((place / "tokenizer").glob("*.json")) + sorted((place / "tokenizer").glob("*.txt"))
+    return [*(file for part in NETWORKS for file in _part_files(place, part, variant)), *words]
+
+
+def unet_files(place: Path, variant: str | None) -> list[Path]:
+    """Returns the files that identified a folder before text encoder and VAE were hashed too: the U-Net's weights."""
+    return _part_files(place, "unet", variant) if (place / "unet").is_dir() else hashed_files(place, variant)
+
+
+def _part_files(place: Path, part: str, variant: str | None) -> list[Path]:
+    folder, name = place / part, NETWORKS[part]
+    variants = weight_variants(folder, name)  # control encoders have no weights
+    return list(weight_files(folder, name, variant if variant in variants else None).files) if variants else []
 
 
 def from_checkpoint(

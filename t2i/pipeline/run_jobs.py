@@ -18,7 +18,7 @@ from t2i.interop.lora import lora_files, merge_lora
 from t2i.nn.attention import set_attention_backend
 from t2i.pipeline.find import Reading, weights_of
 from t2i.pipeline.jobs import Job
-from t2i.pipeline.load import hashed_files, load_vae, locate
+from t2i.pipeline.load import hashed_files, load_vae, locate, unet_files
 from t2i.pipeline.metadata import to_texts
 from t2i.pipeline.outputs import ImageFolder, resumed, settings_key
 from t2i.pipeline.pipeline import Pipeline
@@ -171,7 +171,11 @@ def open_pipeline(session: Session, job: Job) -> tuple[Pipeline, dict[str, Any]]
         file, digest = job.made_with["file"], job.made_with["model_sha256"]
         if digest is None:
             say(f"{file}: an image of another program; {made_by['model']!r} draws it its own way")
-        elif digest != made_by["model_sha256"]:
+        elif digest == made_by["model_sha256"]:
+            pass
+        elif digest == sha256(*unet_files(place, reading.variant)):
+            say(f"{file}: records the U-Net alone, which is that of {made_by['model']!r}; the other parts may differ")
+        else:
             say(f"{file}: was made with other weights than those of {made_by['model']!r}: another image comes out")
     return pipeline, made_by
 

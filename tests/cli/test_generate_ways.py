@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image, PngImagePlugin
 from pipeline.tiny import make_pipeline
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from t2i.files import sha256
+from t2i.pipeline.load import unet_files
 from t2i.pipeline.outputs import read_settings
 
 
@@ -171,6 +173,28 @@ def test_a_file_that_a_picture_was_made_with_is_known_by_its_bytes(t2i, model, t
     assert code == 2 and "was made with 'init.png'" in err and "give --init-image FILE" in err
     assert t2i("--from", made, "-m", model, "--init-image", "moved.png", "-o", "again")[0] == 0
     assert np.array_equal(pixels(pngs(tmp_path / "again")[0]), pixels(made))
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder"])
+def test_another_vae_or_text_encoder_is_noticed(t2i, model, tmp_path, part):
+    assert t2i("a red circle", "-m", model, "--steps", 1, "--seed", 1)[0] == 0
+    made = pngs(tmp_path / "outputs")[0]
+    changed = shutil.copytree(model, tmp_path / model.name)
+    [file] = (changed / part).glob("*.safetensors")
+    state = load_file(file)
+    next(iter(state.values())).add_(0.5)
+    save_file(state, file)
+    code, _, err = t2i("--from", made, "-m", changed, "-o", "again")
+    assert code == 0 and "was made with other weights" in err
+
+
+def test_an_image_that_records_the_unet_alone_is_recognised(t2i, model, tmp_path):
+    """As versions before the other parts were hashed wrote it."""
+    assert t2i("a red circle", "-m", model, "--steps", 1, "--seed", 1)[0] == 0
+    made = pngs(tmp_path / "outputs")[0]
+    rewrite(made, read_settings(made) | {"model_sha256": sha256(*unet_files(model, None))})
+    code, _, err = t2i("--from", made, "-m", model, "-o", "again")
+    assert code == 0 and "records the U-Net alone, which is that of 'tiny-model'" in err and "other weights" not in err
 
 
 def test_another_models_picture_and_another_programs_are_said(t2i, model, tmp_path):

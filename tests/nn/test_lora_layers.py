@@ -183,5 +183,7 @@ def test_names_of_kohya():
 
 @pytest.mark.slow  # another interpreter
 def test_peft_is_not_loaded_before_it_is_needed():
-    code = "import sys, t2i.pipeline.run_jobs, t2i.pipeline.conversion, t2i.interop.lora; assert 'peft' not in sys.modules"
+    code = (
+        "import sys, t2i.pipeline.run_jobs, t2i.pipeline.conversion, t2i.interop.lora; assert 'peft' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
