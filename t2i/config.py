@@ -36,8 +36,8 @@ def _no(value: Any) -> Any:
 class TrainConfig(Section):
     """Settings of any training; progress is counted in optimiser steps and samples."""
 
-    steps: int = Field(gt=0, description="total number of optimiser steps")
-    global_batch: int = Field(gt=0, description="samples per optimiser step, over all processes")
+    steps: int = Field(gt=0, le=10**9, description="total number of optimiser steps")
+    global_batch: int = Field(gt=0, le=10**6, description="samples per optimiser step, over all processes")
     micro_batch: int | None = Field(
         default=None, gt=0, description="samples per forward pass; default global_batch / processes"
     )
@@ -75,6 +75,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf8")) or {}
     except FileNotFoundError:
         raise ValueError(f"{path}: no such recipe; the ones shipped are in configs/") from None
+    except RecursionError:
+        raise ValueError(f"{path}: not readable YAML (nested too deeply)") from None
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
         raise ValueError(f"{path}: not readable YAML ({error})") from None
     if not isinstance(values, dict):
@@ -118,8 +120,10 @@ def override(values: dict[str, Any], text: str) -> None:
         values = inner
     try:
         values[last] = yaml.safe_load(raw)
+    except RecursionError:
+        raise ValueError(f"{text[:60]!r}...: the value is not readable YAML (nested too deeply)") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{text!r}: the value is not readable YAML ({error})") from None
+        raise ValueError(f"{text[:200]!r}: the value is not readable YAML ({error})") from None
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:

@@ -135,3 +135,12 @@ def test_a_shipped_recipe_given_to_another_verb_is_named(name):
         with pytest.raises(ValueError, match=f"{name}.yaml: this is a recipe for `t2i {RECIPES[name]}`"):
             check_verb(path, read_recipe(path), verb)
     check_verb(path, read_recipe(path), RECIPES[name])
+
+
+def test_depth_without_end_is_refused(tmp_path):
+    deep = "[" * 20_000
+    (tmp_path / "deep.yaml").write_text("data: " + deep)
+    with pytest.raises(ValueError, match=r"deep\.yaml: not readable YAML \(nested too deeply\)"):
+        read_recipe(tmp_path / "deep.yaml")
+    with pytest.raises(ValueError, match="nested too deeply"):
+        override({}, f"data={deep}")

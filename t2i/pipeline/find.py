@@ -35,7 +35,7 @@ def find_model(model: Path | None) -> Path:
 
 def local_model(name: str) -> Path | None:
     """Returns the model of that name in the current folder; an image can give names only, no paths."""
-    bare = Path(name).name == name and len(name.encode()) <= LONGEST_NAME
+    bare = Path(name).name == name not in ("", ".", "..") and len(name.encode()) <= LONGEST_NAME
     return Path(name) if bare and Path(name).exists() else None
 
 

@@ -42,7 +42,12 @@ def read_pointer(folder: Path) -> Finetuned | None:
     if not (folder / POINTER).is_file() or (folder / INDEX).is_file():
         return None
     pointer = Pointer.read(folder / POINTER)
+    for name in (*pointer.loras, *pointer.embeddings):
+        if Path(name).name != name:
+            raise ValueError(f"{folder / POINTER}: {name!r} is not the name of a file beside it")
     beside = Path(os.path.normpath(folder / pointer.model))
+    if beside.resolve() == folder.resolve():
+        raise ValueError(f"{folder / POINTER}: its model is the run itself: give the model with -m MODEL")
     if not beside.exists() and pointer.model.startswith("."):
         files = "".join(f" --lora {folder / name}" for name in pointer.loras)
         files += "".join(f" --embedding {folder / name}" for name in pointer.embeddings)

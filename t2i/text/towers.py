@@ -43,7 +43,7 @@ class TowerSize(Section):
     """The size of a tower, by name or by numbers; vocabulary and length follow from the tokenizer."""
 
     size: SizeName | None = Field(default=None, description="stands for width, layers and heads")
-    width: int = Field(default=160, gt=0)
+    width: int = Field(default=160, gt=0, le=2**14)
     layers: int = Field(default=4, gt=0)
     heads: int = Field(default=5, gt=0)
     mlp_ratio: int = Field(default=4, gt=0)

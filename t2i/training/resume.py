@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from t2i.errors import ConfigError
 from t2i.files import lock, read_json, sweep, write_json
 from t2i.training import checkpoint
 from t2i.training.checkpoint import Parts
@@ -47,7 +48,13 @@ def check_run(recipe: Recipe, couples_batch: bool) -> None:
     """Raises, before any image is read, if the batch cannot be split or the run's folder does not fit the recipe."""
     BatchSplit.of(recipe.train, process_state().num_processes, couples_batch)
     run = recipe.run
-    if run.exists() and not run.is_dir():
+    try:
+        run.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError("out", f"cannot be a folder ({error.strerror})", str(run)) from None
+    if not run.is_dir():
         raise ValueError(f"out={run} is a file: give a folder")
     if (newest := checkpoint.latest(run / "checkpoints", quiet=True)) is not None:
         check_state(read_json(newest / "state.json"), recipe)

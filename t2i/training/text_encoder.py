@@ -30,7 +30,7 @@ BATCH = 128  # pairs in a forward pass of validation
 class TokenizerConfig(Section):
     """The BPE vocabulary, learned from the training captions."""
 
-    vocab_size: int = Field(default=4096, gt=0)
+    vocab_size: int = Field(default=4096, gt=0, le=2**20)
     max_tokens: int = Field(default=32, gt=2, description="number of positions, start and end token included")
 
 

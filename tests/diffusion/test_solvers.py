@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 
-from t2i.diffusion import ddim, ddpm, dpm, euler, heun, multistep, unipc
+from t2i.diffusion import ddim, ddpm, dpm, euler, heun, lcm, multistep, unipc
 from t2i.diffusion.names import SOLVER_NAMES, parse_solver
 from t2i.diffusion.prediction import KINDS, Prediction, to_prediction
 from t2i.diffusion.schedule import SPACINGS, Level, levels, make_schedule
@@ -309,3 +309,16 @@ def test_mistakes_are_named():
     for eta in (-0.1, 1.1):
         with pytest.raises(ValueError, match="eta"):
             next(ddim.sample(Gaussian(0, 1).predict, torch.zeros(1, 1), listed, [torch.zeros(1, 1)] * 3, eta))
+
+
+def test_lcm_mixes_x_and_its_prediction_by_the_published_scalings():
+    """Luo et al. 2023, section 4.1: visible at small t only, where c_skip is not 0."""
+    schedule = make_schedule("scaled_linear", 1000, 0.00085, 0.012, False, None)
+    t = Level(
+        1.05, *(f(torch.tensor(float(schedule.alpha_bar[1]))).item() for f in (torch.sqrt, lambda a: (1 - a).sqrt()))
+    )
+    x = torch.randn(2, 3)
+    [out] = lcm.sample(lambda x, level: Prediction(torch.full_like(x, 0.3), x), x, [t, Level(0.0, 1.0, 0.0)], [])
+    scaled = 10 * 0.05
+    expected = 0.25 / (scaled**2 + 0.25) * x + scaled / (scaled**2 + 0.25) ** 0.5 * 0.3
+    torch.testing.assert_close(out, expected)

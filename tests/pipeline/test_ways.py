@@ -5,8 +5,10 @@ import torch
 
 from t2i.errors import RunFailed
 from t2i.pipeline import Pipeline
+from t2i.pipeline.encode import encode
 from t2i.pipeline.noise import slerp
 from t2i.pipeline.preview import fit_latent_rgb
+from t2i.pipeline.request import Request
 from t2i.text.prompts import encode_prompts
 
 from .tiny import apart, make_pipeline
@@ -25,6 +27,16 @@ def test_slerp_goes_along_the_arc():
     for share, end in ((0.0, a), (1.0, b)):
         torch.testing.assert_close(slerp(a, b, share), end)
     torch.testing.assert_close(slerp(torch.zeros(1, 3), torch.ones(1, 3), 0.25), torch.full((1, 3), 0.25))
+
+
+def test_a_prompt_between_two_has_the_tokens_of_both(ours):
+    """The mask is that of the longer prompt on either side, so that no real token of it is masked."""
+    short, long = "a", "two green triangles on grey"
+    for prompt, aim in ((short, long), (long, short)):
+        request = Request(prompt=[prompt], towards=[(aim, 0.5)], clip_skip=1)
+        texts = encode(ours.text_encoder, [prompt], None, request)
+        expected = ours.text_encoder([long]).conditioning.mask
+        assert texts.states.mask[texts.rows].equal(expected) and expected.sum() > 3
 
 
 def test_variations_turn_the_noise_of_one_seed(ours):

@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 
+from t2i import randomness
 from t2i.component import read_safetensors
 from t2i.data.open import open_source
 from t2i.pipeline import Pipeline
@@ -135,6 +136,24 @@ def test_validation_is_deterministic(task):
         torch.manual_seed(3)
         assert task.validate(task.networks) == first
     assert first["loss"] > 0 and len(first) > 1
+
+
+def test_validation_is_the_loss_of_scaled_latents(task):
+    """By hand, from the same t and noise; on unscaled latents the number would be another."""
+    n, schedule = len(task.held_out), task.generator.schedule
+    places = validation_places(torch.arange(n)).tolist()
+    losses = []
+    for row, at in enumerate(places):
+        x = task.held_out.moments([row])[0] * task.frozen.vae.config.scaling_factor
+        draws = task.generator.draw(x[0], randomness.generator(0, "validation", row), at)
+        t = int(draws["t"])
+        noisy = schedule.alpha_bar[t].sqrt() * x + (1 - schedule.alpha_bar[t]).sqrt() * draws["eps"]
+        with torch.no_grad():
+            output = task.networks["unet"](noisy.float(), draws["t"] - 1, task.held_out.conditioning([row]))
+        assert task.generator.prediction == "epsilon"
+        losses.append((output - draws["eps"]).square().mean().item())
+    assert task.frozen.vae.config.scaling_factor != pytest.approx(1, abs=0.05)
+    assert task.validate(task.networks)["loss"] == pytest.approx(sum(losses) / n, rel=1e-4)
 
 
 def test_validation_timesteps_fill_the_range_evenly(task):
