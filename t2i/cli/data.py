@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from t2i.cli.options import parse_size
+from t2i.errors import ConfigError
 from t2i.pipeline.find import SHIPPED, find_model
 
 if TYPE_CHECKING:
@@ -63,14 +64,18 @@ def check(
         "background": background,
         "revision": revision,
     }
-    result = check_folder(
-        data,
-        size=model_size if width is None or height is None else (width, height),
-        words=words,
-        max_lost=max_lost,
-        quiet=False,
-        **{key: value for key, value in keys.items() if value is not None},
-    )
+    try:
+        result = check_folder(
+            data,
+            size=model_size if width is None or height is None else (width, height),
+            words=words,
+            max_lost=max_lost,
+            quiet=False,
+            **{key: value for key, value in keys.items() if value is not None},
+        )
+    except ConfigError as error:
+        name = error.key.removeprefix("data.")  # of a recipe, whose keys are this command's options
+        raise (error.under("--" + name.replace("_", "-")) if name in keys else error) from None
     place = out or Path(f"check-{Path(data).resolve().name}")
     write_check(result, place)
     for line in result.lines():

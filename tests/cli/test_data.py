@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 from data.planted import CLEAN, PLANTED, encoded, photo, plant
+from PIL import Image
 from text.tiny import encoder as make_encoder
 
 from t2i.cli.data import measure
@@ -97,3 +98,13 @@ def test_names_that_are_commands_to_a_terminal(t2i, tmp_path):
     assert code == 0 and "\x1b" not in out and "\u202e" not in out
     page = (tmp_path / "check-bad" / "check.html").read_text()
     assert "\x1b" not in page and "\u202e" not in page
+
+
+def test_the_way_out_is_an_option_of_this_command(t2i, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.new("RGB", (16, 16)).save(folder / "a.png")
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "prompt": "x"}\n')
+    code, _, err = t2i(folder)
+    assert code == 2 and "--caption-column = 'text'" in err and "set 'prompt'" in err
+    assert t2i(folder, "--caption-column", "prompt")[0] == 0
