@@ -26,7 +26,7 @@ Stats = dict[str, np.ndarray]
 
 
 def features(n: int, dim: int, seed: int) -> torch.Tensor:
-    """Correlated features with a spectrum that falls like that of real ones."""
+    """Returns correlated features with a falling spectrum, as real features have."""
     draw = torch.Generator().manual_seed(seed)
     scale = torch.arange(1, dim + 1).double() ** -0.5
     turn = torch.linalg.qr(torch.randn(dim, dim, generator=torch.Generator().manual_seed(0)).double()).Q
@@ -34,7 +34,7 @@ def features(n: int, dim: int, seed: int) -> torch.Tensor:
 
 
 def peers() -> dict[str, Callable[[Stats, Stats], float]]:
-    """Each peer's own function of two pairs of mean and covariance, as it is installed."""
+    """Returns each installed peer's function of two pairs of mean and covariance."""
     from pytorch_fid.fid_score import calculate_frechet_distance
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_statistics_to_metric
     from torchmetrics.image.fid import _compute_fid
@@ -51,7 +51,7 @@ def peers() -> dict[str, Callable[[Stats, Stats], float]]:
 
 
 def sides(moments: Moments, reference: Moments, folder: Path) -> dict[str, tuple[Callable[[], float], Any]]:
-    """For each case: ours, and a function of a peer that gives the peer's; both read their file inside."""
+    """Returns, for each case, t2i's function and a map from a peer to its function; both read their file inside."""
 
     def stats(m: Moments) -> Stats:
         return {"mu": m.mean.numpy(), "sigma": (m.scatter / (m.n - 1)).numpy()}
@@ -91,14 +91,14 @@ def main() -> None:
         cells = {}
         for case, (mine, other) in cases.items():
             for name, peer in peers().items():
-                found = interleave(mine, lambda other=other, peer=peer: other(peer), args.rounds, warmups=0)
-                cells[f"{case}, {name}"] = summary(found)
+                timings = interleave(mine, lambda other=other, peer=peer: other(peer), args.rounds, warmups=0)
+                cells[f"{case}, {name}"] = summary(timings)
                 show(f"{case}, {name}", cells[f"{case}, {name}"])
-    found = report(cells, parity, {})
+    results = report(cells, parity, {})
     for case, least in LEAST.items():
         fastest = min(cell["ratio"] for name, cell in cells.items() if name.startswith(case))
-        found[case] = {"ratio": fastest, "least": least, "ok": fastest >= least}
-    print(json.dumps(found))
+        results[case] = {"ratio": fastest, "least": least, "ok": fastest >= least}
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Whole generation, prompt to picture: t2i's `Pipeline` against diffusers' `StableDiffusionPipeline` on one folder.
+"""Generation from prompt to image: t2i's `Pipeline` against diffusers' `StableDiffusionPipeline` on one folder.
 
 usage: python scripts/bench_generate.py [--model FOLDER | --sd15 | --tiny] [--against FIGURE ...] [--size PIXELS ...]
        [--steps N] [--batch N ...] [--device cuda] [--engine eager|compiled|graph]
@@ -7,7 +7,7 @@ same with few channels. The figures (ratio = the peer's time / ours):
   documented      both in float32, diffusers as its documentation loads it
   tuned           both in bfloat16, diffusers with channels_last weights as its documentation tunes it
   bf16-over-fp32  ours in bfloat16 against diffusers' float32 default: not equal dtypes, so it stands apart
-The last line is JSON; its "ratio" is the smallest one at equal dtypes. Exit 1 when the two sides' latents or pictures
+The last line is JSON; its "ratio" is the smallest one at equal dtypes. Exit 1 when the two sides' latents or images
 differ.
 """
 
@@ -40,14 +40,14 @@ PROMPTS = [
 ]
 SHIPPED = benching.ROOT / "checkpoints" / "glyphs"
 GUIDANCE = 4.0
-LATENTS, PICTURES = 1e-3, 2 / 255  # what float32 may differ by: of the largest latent; of a pixel in [0, 1]
-PSNR = 30.0  # what bfloat16 must reach: its steps round otherwise, so pixels differ and pictures do not
-Side = Callable[[int, str, int | None], Any]  # (batch, output type, side of the pictures) -> images
+LATENTS, PIXELS = 1e-3, 2 / 255  # tolerances in float32: relative to the largest latent; of a pixel in [0, 1]
+PSNR = 30.0  # least in bfloat16, whose rounding changes pixels but not the image
+Side = Callable[[int, str, int | None], Any]  # (batch, output type, side of the images) -> images
 ENGINES = {"eager": None, "compiled": "default", "graph": "reduce-overhead"}  # torch.compile's modes
 
 
 class Figure(NamedTuple):
-    """What is compared: the dtypes of ours and of the peer, and whether the peer's weights are channels_last."""
+    """The dtypes of t2i and of the peer; `channels_last` is the memory format of the peer's weights."""
 
     ours: str
     peer: str
@@ -70,12 +70,12 @@ TINY: Shape = {
     "unet": {"block_out_channels": (32, 64, 128, 128), "cross_attention_dim": 32, "attention_head_dim": 2},
     "vae": {"block_out_channels": (32, 32, 64, 64), "layers_per_block": 2, "sample_size": 512},
 }
-SHAPES = {"sd15": (SD15, [256, 512]), "tiny": (TINY, [64, 128])}  # with the sides of their pictures
+SHAPES = {"sd15": (SD15, [256, 512]), "tiny": (TINY, [64, 128])}  # with the sides of their images
 
 
 @torch.no_grad()
 def shaped_pipeline(shape: Shape, folder: Path) -> None:
-    """Write a pipeline of Stable Diffusion 1's build with random weights, whose pictures have contrast."""
+    """Writes a pipeline of Stable Diffusion 1's architecture with random weights, whose images have contrast."""
     from t2i.autoencoder.kl import AutoencoderKL, AutoencoderKLConfig
     from t2i.generator.latent_diffusion import LatentDiffusion
     from t2i.generator.scheduler_config import SchedulerConfig
@@ -100,7 +100,7 @@ def shaped_pipeline(shape: Shape, folder: Path) -> None:
 
 
 def random_pipeline(folder: Path) -> None:
-    """Write a pipeline of the shipped model's shape with random weights."""
+    """Writes a pipeline of the shipped model's shape with random weights."""
     from t2i.autoencoder.kl import AutoencoderKL, AutoencoderKLConfig
     from t2i.generator.latent_diffusion import LatentDiffusion
     from t2i.generator.scheduler_config import SchedulerConfig
@@ -125,7 +125,7 @@ def random_pipeline(folder: Path) -> None:
 
 
 def our_side(folder: Path, figure: Figure, options: argparse.Namespace) -> Side:
-    """t2i."""
+    """Returns t2i's side."""
     from t2i.pipeline import Pipeline
 
     pipeline = Pipeline.from_pretrained(folder).to(options.device, getattr(torch, figure.ours))
@@ -149,7 +149,7 @@ def our_side(folder: Path, figure: Figure, options: argparse.Namespace) -> Side:
 
 
 def peer_side(folder: Path, figure: Figure, options: argparse.Namespace) -> Side:
-    """diffusers, as its documentation loads it, and as it tunes it with channels_last."""
+    """Returns diffusers' side, loaded as in its documentation; with channels_last, tuned as in its documentation."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline
     from diffusers.utils import logging
 
@@ -181,24 +181,24 @@ def peer_side(folder: Path, figure: Figure, options: argparse.Namespace) -> Side
 
 
 def compare(ours: Side, peer: Side, batch: int, figure: Figure, size: int | None = None) -> dict[str, Any]:
-    """How far the latents and the finished pictures are apart, and whether that is equal for the dtypes."""
+    """Compares the latents and the images of both sides; `ok` is True if they are equal within their dtype."""
     latents = benching.apart(ours(batch, "latent", size).cpu(), peer(batch, "latent", size).cpu())
     sides = (np.stack([np.asarray(p, dtype=float) / 255 for p in side(batch, "pil", size)]) for side in (ours, peer))
-    found, wanted = sides
-    difference = np.abs(found - wanted)
+    images, reference = sides
+    difference = np.abs(images - reference)
     psnr = float(-10 * np.log10(max(float((difference**2).mean()), 1e-12)))
-    exact = latents <= LATENTS and float(difference.max()) <= PICTURES + 1e-9
+    exact = latents <= LATENTS and float(difference.max()) <= PIXELS + 1e-9
     return {
         "ok": bool(exact if figure.ours == "float32" else psnr >= PSNR),
         "latents": latents,
-        "pictures_255": float(difference.max() * 255),
+        "images_255": float(difference.max() * 255),
         "psnr": round(psnr, 1),
-        "contrast_255": round(float(wanted.std() * 255), 1),
+        "contrast_255": round(float(reference.std() * 255), 1),
     }
 
 
 def child(side: str, folder: Path, options: argparse.Namespace) -> None:
-    """One side alone: its peak memory at the largest batch and size."""
+    """Prints the peak memory of one side alone, at the largest batch and size."""
     run = {"ours": our_side, "peer": peer_side}[side](folder, FIGURES[options.against[0]], options)
     for _ in range(2):
         run(max(options.batch), "pil", options.size[-1])
@@ -206,16 +206,16 @@ def child(side: str, folder: Path, options: argparse.Namespace) -> None:
 
 
 def measure(name: str, folder: Path, options: argparse.Namespace, parity: dict[str, Any]) -> dict[str, Any]:
-    """The times of one figure's cells, after the parity of all of them."""
+    """Checks the parity of all cells of a figure, then returns their times."""
     figure = FIGURES[name]
     ours, peer = our_side(folder, figure, options), peer_side(folder, figure, options)
     sizes = {"" if size is None else f"{size}x{size}, ": size for size in options.size}
-    wanted = {f"{name}, {side}batch {batch}": (batch, sizes[side]) for side in sizes for batch in options.batch}
-    parity |= {cell: compare(ours, peer, batch, figure, size) for cell, (batch, size) in wanted.items()}
-    if not all(found["ok"] for found in parity.values()):
+    requests = {f"{name}, {side}batch {batch}": (batch, sizes[side]) for side in sizes for batch in options.batch}
+    parity |= {cell: compare(ours, peer, batch, figure, size) for cell, (batch, size) in requests.items()}
+    if not all(cell["ok"] for cell in parity.values()):
         benching.fail(parity)
     cells = {}
-    for cell, (batch, size) in wanted.items():
+    for cell, (batch, size) in requests.items():
         asked = (batch, "pil", size)
         rounds = benching.interleave(partial(ours, *asked), partial(peer, *asked), options.rounds, options.warmups)
         cells[cell] = benching.summary(rounds)
@@ -224,7 +224,7 @@ def measure(name: str, folder: Path, options: argparse.Namespace, parity: dict[s
 
 
 def bench(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Figure by figure, so that only two pipelines are in memory at a time."""
+    """Runs one figure after the other, so that only two pipelines are in memory at a time."""
     parity, cells, unequal = {}, {}, {}
     for name in options.against:
         figure = FIGURES[name]
@@ -233,12 +233,12 @@ def bench(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     command = [__file__, "--model", str(folder), "--steps", str(options.steps), "--device", options.device]
     command += ["--batch", *map(str, options.batch), "--against", *options.against]
     command += ["--size", *map(str, options.size)] if options.size != [None] else []
-    found = benching.report(cells or unequal, parity, benching.peaks(command))
-    return found | {"engine": options.engine, "device": options.device, "unequal_dtypes": unequal}
+    results = benching.report(cells or unequal, parity, benching.peaks(command))
+    return results | {"engine": options.engine, "device": options.device, "unequal_dtypes": unequal}
 
 
 def parse() -> argparse.Namespace:
-    """The options; what depends on the shape is filled in."""
+    """Parses the options and fills in those that depend on the shape."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--model", type=Path, help="a folder; by default checkpoints/glyphs, or random weights")
@@ -246,7 +246,7 @@ def parse() -> argparse.Namespace:
         model.add_argument(f"--{shape}", dest="shape", action="store_const", const=shape, help="random weights")
     parser.add_argument("--against", choices=FIGURES, nargs="+", help="by default documented; all with random weights")
     parser.add_argument("--steps", type=int, help="a divisor of 1000: diffusers' DDIM needs one; by default 25, or 4")
-    parser.add_argument("--size", type=int, nargs="+", help="sides of the pictures in pixels; by default the model's")
+    parser.add_argument("--size", type=int, nargs="+", help="sides of the images in pixels; by default the model's")
     parser.add_argument(
         "--batch", type=int, nargs="+", help="by default 1 and 8; with random weights 1, on a GPU 1 4 16"
     )

@@ -2,7 +2,7 @@
 train_text_to_image_lora.
 
 Both start from the same weights with the same LoRA (rank 4 on the attention). The figures (ratio = the peer's / ours):
-  loop    the example's step, which encodes its pictures and captions anew each time; ours reads them from its cache
+  loop    the example's step, which encodes its images and captions in each step; t2i reads them from its cache
   cached  the peer too has its latents and text states in memory: the U-Net's work alone
 In half precision both hold the frozen weights in it and the LoRA in float32.
 
@@ -39,17 +39,17 @@ TOP_T = 1000
 
 
 def write(shape: str, size: int, folder: Path) -> None:
-    """The model, and a folder of pictures of noise with captions."""
+    """Writes the model, and a folder of noise images with captions."""
     shaped_pipeline(SHAPES[shape][0], folder / "model")
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     for k, prompt in enumerate(PROMPTS):
         pixels = torch.randint(256, (size, size, 3), generator=torch.Generator().manual_seed(k), dtype=torch.uint8)
-        Image.fromarray(pixels.numpy()).save(folder / "pictures" / f"{k}.png")
-        (folder / "pictures" / f"{k}.txt").write_text(prompt)
+        Image.fromarray(pixels.numpy()).save(folder / "images" / f"{k}.png")
+        (folder / "images" / f"{k}.txt").write_text(prompt)
 
 
 class Ours(benching.OurLoop):
-    """t2i: the task of `t2i finetune`."""
+    """t2i's side: the task of `t2i finetune`."""
 
     def __init__(self, folder: Path, size: int, batch: int, precision: str) -> None:
         from t2i.cli.finetune import gather
@@ -73,22 +73,22 @@ class Ours(benching.OurLoop):
             "train.mixed_precision": precision,
             "cache": folder / "cache",
         }
-        where = {"model": str(folder / "model"), "data": str(folder / "pictures"), "out": str(folder / "run")}
+        where = {"model": str(folder / "model"), "data": str(folder / "images"), "out": str(folder / "run")}
         values = gather([f"{key}={value}" for key, value in settings.items()], where)
         pipeline = Pipeline.from_pretrained(values["model"])
         recipe, sources = complete(values, pipeline, check_data(values, pipeline, quiet=True))
         super().__init__(FinetuneTask(recipe, pipeline, sources, quiet=True), recipe)
 
     def lora(self) -> dict[str, Tensor]:
-        """The LoRA's live tensors, by the names that the peer has for them."""
+        """Returns the LoRA's parameters by the peer's names."""
         from t2i.nn.lora import lora_state
 
-        found = lora_state(self.task.pipeline.generator.unet)
-        return {f"{name}.{end}": w for name, layer in found.items() for end, w in zip("AB", layer[:2], strict=True)}
+        layers = lora_state(self.task.pipeline.generator.unet)
+        return {f"{name}.{end}": w for name, layer in layers.items() for end, w in zip("AB", layer[:2], strict=True)}
 
 
 class Peer:
-    """diffusers: the lines between the data loader and the progress bar of its LoRA example for text to image."""
+    """diffusers' side: the lines between data loader and progress bar of its LoRA example for text to image."""
 
     def __init__(self, folder: Path, size: int, batch: int, precision: str) -> None:
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -124,27 +124,27 @@ class Peer:
         self.ids = self.tokenizer(PROMPTS, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
 
     def remember(self) -> None:
-        """Latents and states of every picture, for `cached`."""
+        """Returns latents and states of every image, for `cached`."""
         with torch.no_grad():
             parts = [self.encode(torch.tensor([k])) for k in range(len(PROMPTS))]
         self.kept = [torch.cat(part) for part in zip(*parts, strict=True)]
 
     def encode(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents and text states, as the example makes them in every step."""
+        """Returns latents and text states, computed as in every step of the example."""
         device = self.accelerator.device
         pixels = self.images[rows].to(device, self.dtype)
         latents = self.vae.encode(pixels).latent_dist.sample() * self.vae.config.scaling_factor
         return latents, self.text(self.ids["input_ids"][rows].to(device), return_dict=False)[0]
 
     def batch(self, cached: bool) -> dict[str, Any]:
-        """Latents, states, noise and t as the example draws them."""
+        """Returns latents, states, noise and t, drawn as in the example."""
         rows = torch.randint(len(PROMPTS), (self.size,))
         latents, states = [part[rows] for part in self.kept] if cached else self.encode(rows)
         t = torch.randint(0, TOP_T, (self.size,), device=latents.device)
         return {"latents": latents, "states": states, "noise": torch.randn_like(latents), "t": t}
 
     def step(self, batch: dict[str, Any] | None = None, cached: bool = False) -> Tensor:
-        """One step, on a new batch unless one is given; the loss."""
+        """Takes one step, on a new batch unless one is given; returns the loss."""
         with self.accelerator.accumulate(self.unet):
             batch = batch or self.batch(cached)
             noisy = self.scheduler.add_noise(batch["latents"], batch["noise"], batch["t"])
@@ -161,19 +161,19 @@ class Peer:
         return loss.detach()
 
     def lora(self) -> dict[str, Tensor]:
-        """The LoRA's live tensors by name."""
+        """Returns the LoRA's parameters by name."""
         named = self.network.named_parameters()
         ends = {".lora_A.default.weight": ".A", ".lora_B.default.weight": ".B"}
         return {name.replace(k, v): p.detach() for name, p in named for k, v in ends.items() if name.endswith(k)}
 
 
 def compare(ours: Ours, peer: Peer, precision: str) -> dict[str, Any]:
-    """The first steps on equal batches: how far the losses and the updates of the LoRA are apart."""
-    found = ours.lora(), peer.lora()
-    assert found[0].keys() == found[1].keys()
-    for name, weight in found[1].items():
-        weight.copy_(found[0][name])
-    before = {name: weight.clone() for name, weight in found[0].items()}
+    """Returns the differences of losses and LoRA updates in the first steps, on equal batches."""
+    mine, theirs = ours.lora(), peer.lora()
+    assert mine.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        weight.copy_(mine[name])
+    before = {name: weight.clone() for name, weight in mine.items()}
     losses = []
     for _ in range(PARITY_STEPS):
         (batch,) = next(ours.batches)
@@ -182,7 +182,7 @@ def compare(ours: Ours, peer: Peer, precision: str) -> dict[str, Any]:
         same["t"] = (batch["t"] - 1).to(peer.accelerator.device)
         losses.append((ours.step(batch).item(), peer.step(same).item()))
     moved, apart = (
-        torch.cat([(found[1][k] - other[k]).flatten() for k in before]).norm().item() for other in (before, found[0])
+        torch.cat([(theirs[k] - other[k]).flatten() for k in before]).norm().item() for other in (before, mine)
     )
     loss = max(abs(a - b) / b for a, b in losses)
     allowed = ALLOWED[precision]
@@ -191,7 +191,7 @@ def compare(ours: Ours, peer: Peer, precision: str) -> dict[str, Any]:
 
 
 def child(side: str, options: argparse.Namespace) -> None:
-    """One side alone: the peak memory of three steps, once everything is loaded."""
+    """Prints the peak memory of three steps of one side alone, after loading."""
     [precision] = options.precision
     sides = {"ours": Ours, "peer": Peer}
     runner = sides[side](options.folder, options.size, options.batch, precision)
@@ -202,8 +202,8 @@ def child(side: str, options: argparse.Namespace) -> None:
 
 
 def bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Parity of every precision first, then its times; the memory is that of the last precision."""
-    parity, found = {}, {}
+    """Checks the parity of every precision, then times it; the memory is that of the last precision."""
+    parity, cells = {}, {}
     size, batch = options.size, options.batch
     for precision in options.precision:
         AcceleratorState._reset_state(reset_partial_state=True)  # it holds the precision of the whole process
@@ -217,17 +217,17 @@ def bench(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             rounds = benching.interleave(
                 ours.step, partial(peer.step, cached=figure == "cached"), options.rounds, options.warmups
             )
-            found[name] = benching.summary(rounds)
-            benching.show(name, found[name])
+            cells[name] = benching.summary(rounds)
+            benching.show(name, cells[name])
         del ours, peer
     command = [__file__, "--folder", str(folder), "--size", str(size), "--batch", str(batch)]
-    return benching.report(found, parity, benching.peaks([*command, "--precision", options.precision[-1]]))
+    return benching.report(cells, parity, benching.peaks([*command, "--precision", options.precision[-1]]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="few channels, 64x64: for a test of this script")
-    parser.add_argument("--size", type=int, help="side of the pictures; by default 256")
+    parser.add_argument("--size", type=int, help="side of the images; by default 256")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--precision", nargs="+", choices=ALLOWED, default=["no", "bf16"])
     parser.add_argument("--rounds", type=int, default=5)

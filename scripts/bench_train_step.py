@@ -43,7 +43,7 @@ _TINY |= {"attention_head_dim": 2, "cross_attention_dim": 32}
 
 @dataclass(frozen=True)
 class Cell:
-    """What is trained, and how."""
+    """A U-Net, its schedule and the settings of its training step."""
 
     unet: dict[str, Any]
     scheduler: dict[str, Any]
@@ -61,7 +61,7 @@ class Cell:
 
 
 def cells() -> dict[str, Cell]:
-    """The cells by name; the last one is for tests."""
+    """Returns the cells by name; the last one is for tests."""
     glyphs = benching.section("configs/glyphs/unet.yaml", "unet")
     scheduler = benching.section("configs/glyphs/unet.yaml", "scheduler")
     schedule = {key: scheduler[key] for key in ("beta_schedule", "prediction_type")}
@@ -74,7 +74,7 @@ def cells() -> dict[str, Cell]:
 
 
 def write(cell: Cell, folder: Path) -> None:
-    """The weights, our cache, and the same tensors in one file for the peer."""
+    """Writes the weights, t2i's cache, and the same tensors in one file for the peer."""
     from t2i.conditioning import Conditioning
     from t2i.data.cache import build_cache
     from t2i.generator.unet import UNet
@@ -96,7 +96,7 @@ def write(cell: Cell, folder: Path) -> None:
 
 
 class Ours(benching.OurLoop):
-    """t2i: the U-Net's own task."""
+    """t2i's side: the U-Net's task."""
 
     def __init__(self, cell: Cell, folder: Path) -> None:
         from t2i.autoencoder.kl import AutoencoderKL, AutoencoderKLConfig
@@ -120,7 +120,7 @@ class Ours(benching.OurLoop):
         )
 
         class CachedTask(GeneratorTask):
-            """The task on a cache that is there, without the pictures and networks that it was made with."""
+            """The task on an existing cache, without the images and networks that the cache was made from."""
 
             def __init__(self) -> None:
                 self.recipe = GeneratorRecipe.model_construct(
@@ -144,7 +144,7 @@ class Ours(benching.OurLoop):
 
 
 class Peer:
-    """diffusers: the lines between the data loader and the progress bar of examples/text_to_image."""
+    """diffusers' side: the lines between data loader and progress bar of examples/text_to_image."""
 
     def __init__(self, cell: Cell, folder: Path, tuned: bool) -> None:
         from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -168,7 +168,7 @@ class Peer:
         self.train_loss = 0.0
 
     def batch(self) -> dict[str, Any]:
-        """Latents, states, noise and t as the example draws them, from the tensors in memory."""
+        """Returns latents, states, noise and t, drawn as in the example from the tensors in memory."""
         rows = torch.randint(ROWS, (self.size,))
         mean, logvar = self.data["mean"][rows], self.data["logvar"][rows]
         latents = (mean + (0.5 * logvar).exp() * torch.randn_like(mean)) * SCALE
@@ -177,7 +177,7 @@ class Peer:
         return {"latents": latents, "states": self.data["tokens"][rows + 1], "noise": noise, "t": t}
 
     def step(self, batch: dict[str, Any] | None = None) -> Tensor:
-        """One step, on a new batch unless one is given; the loss."""
+        """Takes one step, on a new batch unless one is given; returns the loss."""
         batch = batch or self.batch()
         latents, noise, t = batch["latents"], batch["noise"], batch["t"]
         with self.accelerator.accumulate(self.unet):
@@ -202,7 +202,7 @@ class Peer:
 
 
 def compare(ours: Ours, peer: Peer, precision: str) -> dict[str, Any]:
-    """The first steps on equal batches: how far the losses and the updates of the weights are apart."""
+    """Returns the differences of losses and weight updates in the first steps, on equal batches."""
     before = {k: v.detach().clone() for k, v in ours.network.named_parameters()}
     losses = []
     for _ in range(PARITY_STEPS):
@@ -226,7 +226,7 @@ def compare(ours: Ours, peer: Peer, precision: str) -> dict[str, Any]:
 
 
 def child(side: str, cell: Cell, folder: Path, tuned: bool) -> None:
-    """One side alone: its peak memory in three steps."""
+    """Prints the peak memory of three steps of one side alone."""
     runner = Ours(cell, folder) if side == "ours" else Peer(cell, folder, tuned)
     for _ in range(3):
         runner.step()
@@ -234,8 +234,8 @@ def child(side: str, cell: Cell, folder: Path, tuned: bool) -> None:
 
 
 def bench(chosen: dict[str, Cell], options: argparse.Namespace, root: Path) -> dict[str, Any]:
-    """Parity of every cell first, then its times; the memory is that of the first cell."""
-    parity, found = {}, {}
+    """Checks the parity of every cell, then times it; the memory is that of the first cell."""
+    parity, results = {}, {}
     for name, cell in chosen.items():
         folder = root / name
         folder.mkdir()
@@ -245,11 +245,11 @@ def bench(chosen: dict[str, Cell], options: argparse.Namespace, root: Path) -> d
         benching.fail(parity)
     for name, cell in chosen.items():
         ours, peer = _sides(cell, root / name, options.tuned)
-        found[name] = benching.summary(benching.interleave(ours.step, peer.step, options.rounds, options.warmups))
-        benching.show(name, found[name])
+        results[name] = benching.summary(benching.interleave(ours.step, peer.step, options.rounds, options.warmups))
+        benching.show(name, results[name])
     first = next(iter(chosen))
     command = [__file__, "--cells", first, "--folder", str(root / first), *(["--tuned"] if options.tuned else [])]
-    return benching.report(found, parity, benching.peaks(command))
+    return benching.report(results, parity, benching.peaks(command))
 
 
 def _sides(cell: Cell, folder: Path, tuned: bool) -> tuple[Ours, Peer]:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: paired timing of two sides in one process, its statistics, peak memory, the report."""
+"""Paired timing of two sides in one process, its statistics, peak memory and the report, for all benchmarks."""
 
 import gc
 import json
@@ -22,7 +22,7 @@ RESAMPLES = 2000
 
 
 class Round(NamedTuple):
-    """Seconds of one A-B-B-A round, two runs a side: on the wall, and of processor time."""
+    """Seconds of one A-B-B-A round, the mean of two runs a side: wall time and processor time."""
 
     ours: float
     peer: float
@@ -31,7 +31,7 @@ class Round(NamedTuple):
 
 
 def interleave(ours: Callable[[], Any], peer: Callable[[], Any], rounds: int, warmups: int) -> list[Round]:
-    """Time both sides in the order A-B-B-A, so that a drift of the machine's speed falls on both alike."""
+    """Times both sides in the order A-B-B-A, so that a drift of the machine's speed affects both alike."""
     for side in (ours, peer) * warmups:
         side()
     return [_round(ours, peer) for _ in range(rounds)]
@@ -48,7 +48,7 @@ def _round(ours: Callable[[], Any], peer: Callable[[], Any]) -> Round:
 
 
 def summary(rounds: Sequence[Round]) -> dict[str, Any]:
-    """Medians, the ratio of medians and its 95% interval by bootstrap over whole rounds, so that pairs stay pairs."""
+    """Returns medians, the ratio of medians and its 95% interval by a bootstrap over whole rounds (paired)."""
     table = np.array(rounds)
     picks = np.random.default_rng(0).integers(len(table), size=(RESAMPLES, len(table)))
     medians = np.median(table[picks], axis=1)
@@ -66,7 +66,7 @@ def summary(rounds: Sequence[Round]) -> dict[str, Any]:
 
 
 def report(cells: dict[str, dict[str, Any]], parity: dict[str, Any], peaks: dict[str, float]) -> dict[str, Any]:
-    """The figures of the cell with the smallest ratio, then every cell and the machine."""
+    """Returns the figures of the cell with the smallest ratio, then every cell and the machine."""
     worst = min(cells.values(), key=lambda cell: cell["ratio"])
     load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     return {
@@ -86,7 +86,7 @@ def report(cells: dict[str, dict[str, Any]], parity: dict[str, Any], peaks: dict
 
 
 class OurLoop:
-    """The training loop's own step on a task; the next batch is made meanwhile, as in a run."""
+    """The training loop's step on a task; the next batch is prepared in the background, as in a run."""
 
     def __init__(self, task: Any, recipe: Any) -> None:
         from t2i.training.loop import Run
@@ -95,7 +95,7 @@ class OurLoop:
         self.batches = self.run.batches(0)
 
     def step(self, batch: dict[str, Any] | None = None) -> Tensor:
-        """One step, on the task's next batch unless one is given; the loss."""
+        """Takes one step, on the task's next batch unless one is given; returns the loss."""
         micros = next(self.batches) if batch is None else [batch]
         terms = self.run.step(micros, self.done)
         self.done += 1
@@ -103,7 +103,7 @@ class OurLoop:
 
 
 def show(name: str, cell: dict[str, Any]) -> None:
-    """One line a cell, for people."""
+    """Prints a cell in one line."""
     print(
         f"{name}: ours {cell['ours'] * 1e3:.1f} ms, peer {cell['peer'] * 1e3:.1f} ms, "
         f"ratio {cell['ratio']:.3f} {cell['ci95']}, processor {cell['peer_cpu'] / cell['ours_cpu']:.3f}",
@@ -112,42 +112,42 @@ def show(name: str, cell: dict[str, Any]) -> None:
 
 
 def fail(parity: dict[str, Any]) -> None:
-    """Exit 1 without a figure of speed."""
+    """Exits with 1 and without timings."""
     print("parity failed: the two sides do not compute the same, so nothing is timed", file=sys.stderr)
     print(json.dumps({"parity": parity}))
     raise SystemExit(1)
 
 
 def peaks(command: Sequence[str]) -> dict[str, float]:
-    """Peak memory of `command --child SIDE` for each side, in a process of its own that runs this side only."""
-    found = {}
+    """Returns the peak memory in MB of `command --child SIDE` for each side, in a separate process."""
+    memory = {}
     for side in SIDES:
         done = subprocess.run(
             [sys.executable, *command, "--child", side], check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT
         )
-        found[side] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        memory[side] = json.loads(done.stdout.splitlines()[-1])
+    return memory
 
 
 def forget_peak() -> None:
-    """Begin anew to measure this process's peak memory, from what it holds now."""
+    """Resets this process's peak memory to its present size."""
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def print_peak() -> None:
-    """This process's peak resident memory in MB, as a child prints it."""
+    """Prints this process's peak resident memory in MB."""
     # Not ru_maxrss: Linux carries that over fork and exec, so that a child starts with its parent's peak.
     lines = Path("/proc/self/status").read_text().splitlines()
     kilobytes = next(line.split()[1] for line in lines if line.startswith("VmHWM:"))
     print(round(int(kilobytes) / 1024, 1))
 
 
-def apart(found: Tensor, reference: Tensor) -> float:
-    """max |difference| / max |reference|."""
-    return ((found.double() - reference.double()).abs().max() / reference.double().abs().max()).item()
+def apart(output: Tensor, reference: Tensor) -> float:
+    """Returns max |output - reference| / max |reference|."""
+    return ((output.double() - reference.double()).abs().max() / reference.double().abs().max()).item()
 
 
 def section(path: str, key: str) -> dict[str, Any]:
-    """One section of a shipped recipe."""
+    """Returns one section of a shipped recipe."""
     return yaml.safe_load((ROOT / path).read_text(encoding="utf8"))[key]

@@ -46,7 +46,7 @@ COLOURS = {
 }
 ICON = re.compile(r"^(\w+) (.+) icon on a (\w+) background$")
 EMOJI = re.compile(r"^(.+), (\w+) emoji(?: on a (\w+) background)?$")
-OTHERS = 99  # concepts that a prompt's own is ranked among
+OTHERS = 99  # concepts among which a prompt's concept is ranked
 SIDE = 48  # pixels a side at which colours are read; silhouettes are half of it
 XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
 WHITE = np.array([0.9505, 1.0, 1.089])
@@ -100,8 +100,10 @@ class Silhouettes:
 
     def rank(self, silhouette: np.ndarray, concept: str) -> int:
         """Returns how many of 99 other concepts correlate at least as well as the icon's own."""
-        mine, own = normalised(silhouette), self.of(concept)
-        return sum(float(mine @ self.of(name)) >= float(mine @ own) for name in others(self.draw, self.names, concept))
+        mine, target = normalised(silhouette), self.of(concept)
+        return sum(
+            float(mine @ self.of(name)) >= float(mine @ target) for name in others(self.draw, self.names, concept)
+        )
 
     def of(self, concept: str) -> np.ndarray:
         """Returns the normalised silhouette of a concept."""
@@ -143,8 +145,8 @@ class Concepts:
         """Returns how many of 99 other concepts have an image at least as near as the emoji's own concept."""
         mine = self.features([image])[0]
         names = others(self.draw, self.names, concept)
-        own = self.nearness(mine, concept)
-        return sum(self.nearness(mine, name) >= own for name in names)
+        target = self.nearness(mine, concept)
+        return sum(self.nearness(mine, name) >= target for name in names)
 
     def nearness(self, feature: torch.Tensor, concept: str) -> float:
         """Returns the largest cosine between a feature and those of a concept's reference images."""

@@ -79,7 +79,7 @@ def test_parity_of_pictures(shift, pixels, figure, ok):
     latents = torch.ones(2, 4, 2, 2)
     found = bench_generate.compare(painter(latents, 100), painter(latents + shift, pixels), 2, FIGURES[figure])
     assert found["ok"] is ok
-    assert found["pictures_255"] == pytest.approx(pixels - 100)
+    assert found["images_255"] == pytest.approx(pixels - 100)
 
 
 def test_no_time_is_printed_where_the_sides_differ(tmp_path, monkeypatch, capsys):

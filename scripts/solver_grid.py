@@ -1,6 +1,6 @@
-"""One prompt by every solver and several numbers of steps, from one noise: a labelled picture for the README.
+"""One prompt by every solver and several numbers of steps, from one noise: a labelled grid for the README.
 
-usage: python scripts/solver_picture.py [solvers.png] [--model FOLDER] [--prompt TEXT] [--steps 4 8 16 32] [--seed 0]
+usage: python scripts/solver_grid.py [solvers.png] [--model FOLDER] [--prompt TEXT] [--steps 4 8 16 32] [--seed 0]
 """
 
 import argparse
@@ -29,15 +29,15 @@ def main() -> None:
     options = parser.parse_args()
     pipeline = Pipeline.from_pretrained(find_model(options.model))
     cells = list(product(options.steps, options.solvers))
-    pictures = []
-    with progress("pictures", len(cells)) as report:
+    images = []
+    with progress("images", len(cells)) as report:
         for steps, solver in cells:
             drawn = pipeline(options.prompt, num_inference_steps=steps, solver=solver, seeds=options.seed)
-            pictures += drawn.images
-            report(len(pictures))
+            images += drawn.images
+            report(len(images))
     rows = tuple(f"{steps} steps" for steps in options.steps)
     title = f"{options.prompt}, seed {options.seed}"
-    LabelledGrid(title, pictures[0].size, tuple(options.solvers), rows).draw(pictures).save(options.out)
+    LabelledGrid(title, images[0].size, tuple(options.solvers), rows).draw(images).save(options.out)
     print(options.out)
 
 

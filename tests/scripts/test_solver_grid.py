@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from pipeline.tiny import make_pipeline
 
-from scripts import solver_picture
+from scripts import solver_grid
 from t2i.diffusion.solvers import SOLVERS
 from t2i.pipeline import Pipeline
 from t2i.report.grid import LabelledGrid
@@ -16,8 +16,8 @@ def test_rows_are_steps_and_columns_are_solvers(tmp_path, monkeypatch, capsys):
     make_pipeline().save_pretrained(tmp_path / "model")
     given = ["a red circle", "--model", tmp_path / "model", "--steps", 2, 3, "--solvers", "ddim", "euler-a"]
     words = [tmp_path / "out.png", "--prompt", *given]
-    monkeypatch.setattr(sys, "argv", ["solver_picture.py", *map(str, words)])
-    solver_picture.main()
+    monkeypatch.setattr(sys, "argv", ["solver_grid.py", *map(str, words)])
+    solver_grid.main()
     assert str(tmp_path / "out.png") in capsys.readouterr().out
     pipeline = Pipeline.from_pretrained(tmp_path / "model")
     asked = [(steps, solver) for steps in (2, 3) for solver in ("ddim", "euler-a")]
@@ -29,4 +29,4 @@ def test_rows_are_steps_and_columns_are_solvers(tmp_path, monkeypatch, capsys):
 
 
 def test_what_is_left_out_is_a_solver():
-    assert set(solver_picture.LEFT_OUT) < set(SOLVERS)
+    assert set(solver_grid.LEFT_OUT) < set(SOLVERS)
