@@ -220,16 +220,19 @@ def request_of(job: Job, batch_size: int) -> Request:
 
 
 def select(request: Request, images: list[int]) -> Request:
-    """Returns a request for some of the images of its one prompt."""
+    """Returns a resolved request for some of its images."""
+    copies = request.num_images_per_prompt
 
-    def chosen(seeds: Any) -> Any:
-        return None if seeds is None else [seeds[k] for k in images]
+    def chosen(values: Any, share: int = 1) -> Any:
+        return None if values is None else [values[k // share] for k in images]
 
     return replace(
         request,
+        prompt=chosen(request.prompt, copies),
+        towards=chosen(request.towards, copies),
         seeds=chosen(request.seeds),
         variation_seeds=chosen(request.variation_seeds),
-        num_images_per_prompt=len(images),
+        num_images_per_prompt=1,
     )
 
 

@@ -1,9 +1,11 @@
 """`t2i generate --resume` and `t2i grid --resume` after a kill, beside another process, and with too much text."""
 
+import io
 import json
 import os
 from functools import partial
 
+import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 from pipeline.tiny import make_pipeline
@@ -48,6 +50,20 @@ def test_an_image_that_was_written_before_its_line_is_not_drawn_again(resume, tm
     assert not list(outputs.glob("*.partial")) and not list(outputs.glob(".*.partial"))
     lines = (outputs / "metadata.jsonl").read_text().splitlines()
     assert [json.loads(lines[i]) for i in (0, 1, 3)] == whole
+
+
+def test_images_of_several_prompts_are_drawn_again_one_by_one(resume, tmp_path):
+    assert resume("y", "-c", 2)[0] == 0  # x and y with seeds 1 to 4, then the lines
+    outputs = tmp_path / "outputs"
+    lost = {name: (outputs / name).read_bytes() for name in ("00001-2.png", "00002-3.png")}
+    for name in lost:
+        (outputs / name).unlink()
+    code, out, err = resume("y", "-c", 2)
+    assert code == 0 and "outputs holds 6 of 8 images already" in err and "00008-2.png to 00009-3.png" in out
+    for old, new in zip(lost, ("00008-2.png", "00009-3.png"), strict=True):
+        assert read_settings(outputs / new)["prompt"] == {"00001-2.png": "x", "00002-3.png": "y"}[old]
+        with Image.open(io.BytesIO(lost[old])) as before, Image.open(outputs / new) as after:
+            assert np.abs(np.array(before).astype(int) - np.array(after).astype(int)).max() <= 1
 
 
 def test_two_processes_do_not_resume_one_folder(resume, tmp_path):
