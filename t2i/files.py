@@ -10,7 +10,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MOST_JSON = 2**26  # bytes of a JSON file
 MOST_BYTES = 2**30  # bytes of a file that is read at once
 CHUNK = 2**20  # bytes that are hashed at once
+LEFTOVERS = (".*.partial*", ".tmp??????")  # the latter are safetensors' own
 REPLACED = re.compile(r"-[0-9a-f]{8}\.partial-old$")  # what `atomic_folder` adds to a folder's name
 
 _unfinished: list[Path] = []  # the temporary folders of the open `atomic_folder` blocks
@@ -99,13 +100,14 @@ def sync_files(paths: Iterable[Path]) -> None:
             os.close(fd)
 
 
-def sweep(folder: Path, seconds: float = 0) -> None:
+def sweep(folder: Path, seconds: float = 0, patterns: Sequence[str] = LEFTOVERS) -> None:
     """Removes the temporary files and folders that killed processes left in `folder`.
 
     A folder that was about to be replaced when its process was killed gets its name back. Without a lock on the
-    folder, `seconds` spares younger ones, which another process may still be writing.
+    folder, `seconds` spares younger ones, which another process may still be writing. In a folder of the user's,
+    `patterns` are those of the files that are written there.
     """
-    for path in (*folder.glob(".*.partial*"), *folder.glob(".tmp??????")):  # the latter are safetensors' own
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
         with suppress(FileNotFoundError):  # finished or swept by another process meanwhile
             if time.time() - path.stat().st_mtime < seconds:
                 continue

@@ -26,7 +26,7 @@ WITHOUT_IMAGE = ("missing", "unread_format", "spare_text")
 
 def write_check(check: Check, folder: str | Path) -> None:
     """Writes check.json and check.html to `folder`, in place of those of an earlier check."""
-    sweep(Path(folder))
+    sweep(Path(folder), patterns=[f".{name}-????????.partial" for name in FILES])
     for name, text in zip(FILES, (json.dumps(to_json(check), indent=1) + "\n", to_page(check)), strict=True):
         write_text(Path(folder) / name, text)
 

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from t2i.errors import WriteFailed
-from t2i.files import lock, sweep, write_png
+from t2i.files import free_space, lock, sweep, write_png
 from t2i.pipeline.metadata import OURS, SCHEMA, to_texts
 from t2i.pipeline.metadata.chunks import read_texts
 from t2i.pipeline.metadata.fields import read_json
@@ -19,6 +19,7 @@ from t2i.report.grid import image_grid
 
 METADATA = "metadata.jsonl"
 LOCK = ".lock"  # of a folder that a process resumes
+LEFTOVERS = (".*.png-????????.partial", ".sheet-*.html-????????.partial")
 LEFT = 60  # seconds after which a temporary file belongs to a killed process
 MOST_IN_GRID = 64
 _INDEX = re.compile(r"(?:grid-)?(\d{5,})(?:-\d+)?\.png")
@@ -34,7 +35,7 @@ class ImageFolder:
             self.first = self.next = _next_index(self.folder)
         except OSError as error:
             raise ValueError(f"{folder}: cannot hold images ({error.strerror}); give another folder") from None
-        sweep(self.folder, LEFT)
+        sweep(self.folder, LEFT, LEFTOVERS)
         self.shown: list[Image.Image] = []
 
     def add(self, image: Image.Image, settings: dict[str, Any], *, metadata: bool = True) -> Path:
@@ -86,7 +87,7 @@ def resumed(folder: Path) -> Iterator[dict[str, Path]]:
     with lock(folder / LOCK) as alone:
         if not alone:
             raise ValueError(f"{folder}: another process resumes in this folder: wait for it, or give another one")
-        sweep(folder)
+        sweep(folder, patterns=LEFTOVERS)
         images: dict[str, Path] = {}
         lines, metadata = set(), folder / METADATA
         text = metadata.read_text(encoding="utf8", errors="replace") if metadata.is_file() else ""
@@ -130,7 +131,8 @@ def _add_line(path: Path, settings: dict[str, Any]) -> None:
                 cut_off = file.read() != b"\n"
             file.write(b"\n" * cut_off + json.dumps(row, ensure_ascii=False).encode() + b"\n")
     except OSError as error:
-        raise WriteFailed(f"{metadata}: not written ({error.strerror}); {path.name} is written") from None
+        cause = f"{error.strerror}; {free_space(metadata)}"
+        raise WriteFailed(f"{metadata}: not written ({cause}), but {path.name} is") from None
 
 
 def _next_index(folder: Path) -> int:

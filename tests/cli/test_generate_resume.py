@@ -90,17 +90,22 @@ def test_a_grid_takes_an_image_without_its_line(t2i, model, tmp_path):
 def test_what_a_killed_process_left_is_swept_once_it_is_old(tmp_path):
     for name in (".00000-0.png-0123abcd.partial", ".00001-0.png-0123abcd.partial"):
         (tmp_path / name).write_bytes(b"half")
-    os.utime(tmp_path / ".00000-0.png-0123abcd.partial", (0, 0))
+    (tmp_path / ".tmp123456").write_bytes(b"the user's")
+    for name in (".00000-0.png-0123abcd.partial", ".tmp123456"):
+        os.utime(tmp_path / name, (0, 0))
     assert LEFT > 1
     ImageFolder(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".00001-0.png-0123abcd.partial"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".00001-0.png-0123abcd.partial", ".tmp123456"]
 
 
 def test_too_much_text_is_refused_before_anything_is_drawn(t2i, model, tmp_path):
-    (tmp_path / "long.txt").write_text("a " * 2**19)
-    command = ("generate", "x", "--prompts-file", "long.txt", "-m", model, "--steps", 1)
-    code, _, err = t2i(*command)
-    assert code == 2 and "an image holds 1048576: shorten the prompt" in err
+    long = "\U0001f98a" * 99_000  # each text is short enough for a text encoder
+    (tmp_path / "long.jsonl").write_text(
+        json.dumps({"prompt": "x"}) + "\n" + json.dumps({"prompt": long, "negative": long})
+    )
+    code, _, err = t2i("generate", "--prompts-file", "long.jsonl", "-m", model, "--steps", 1)
+    assert code == 2 and "long.jsonl, line 2: the settings are" in err
+    assert "an image holds 1048576: shorten the prompt" in err
     assert not (tmp_path / "outputs").exists()
 
 
