@@ -61,28 +61,25 @@ def batches(n: int, batch: int) -> tuple[range, ...]:
     return tuple(range(a, min(a + batch, n)) for a in range(0, n, batch))
 
 
-def stored(store: Store, stage: str, parts: tuple[range, ...], keys: tuple[str, ...]) -> ImageSet:
-    """Returns images that are read from the store, where a stage has written them or will have."""
+def stored(store: Store, stage: str, parts: tuple[range, ...], tasks: Sequence[Task]) -> ImageSet:
+    """Returns the images of a stage, a batch a task, read from the store; missing and damaged batches are made."""
 
     def read(rows: Sequence[int]) -> UInt8[Tensor, "b 3 h w"]:
         size, images, batch, last = len(parts[0]), [], (-1, torch.empty(0)), False
         for row in rows:
             k = row // size
             if batch[0] != k:
-                arrays = store.read(stage, keys[k])
-                assert arrays is not None
+                arrays = store.arrays(stage, tasks[k])
                 batch, last = (k, torch.from_numpy(arrays["pixels"])), bool(arrays.get("channels_last", False))
             images.append(batch[1][row - parts[k].start])
         return torch.stack(images).to(memory_format=torch.channels_last if last else torch.contiguous_format)
 
-    return ImageSet(parts, keys, read)
+    return ImageSet(parts, tuple(task.key for task in tasks), read)
 
 
 def gathered(store: Store, stage: str, tasks: Sequence[Task], name: str = "features") -> Shaped[Tensor, "n ..."]:
-    """Returns the array `name` that a stage has written for each batch, concatenated in order."""
-    parts = [store.read(stage, task.key) for task in tasks]
-    assert all(part is not None for part in parts)
-    return torch.from_numpy(np.concatenate([part[name] for part in parts if part is not None]))
+    """Returns the array `name` of a stage's tasks, concatenated in order; missing and damaged ones are computed."""
+    return torch.from_numpy(np.concatenate([store.arrays(stage, task)[name] for task in tasks]))
 
 
 def to_uint8(images: Tensor) -> UInt8[Tensor, "b 3 h w"]:

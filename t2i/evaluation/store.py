@@ -1,7 +1,9 @@
 """Intermediate results of an evaluation, stored by content: existing ones are read, missing ones shared by ranks."""
 
 import hashlib
+import io
 import json
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import distributed as dist
 
+from t2i.errors import RunFailed
 from t2i.files import atomic_file
 from t2i.progress import progress
 
@@ -43,18 +46,26 @@ class Store:
         return self.folder / stage / f"{key}.npz"
 
     def read(self, stage: str, key: str) -> Arrays | None:
-        """Returns the arrays of a key; None where the file is missing or was truncated by a crash of the machine."""
+        """Returns the arrays of a key; None where the file is missing, or damaged, which is warned of.
+
+        Raises RunFailed if the file system cannot read the file: nothing is known of its content then.
+        """
+        path = self.path(stage, key)
         try:
-            with np.load(self.path(stage, key), allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
+            data = path.read_bytes()
         except FileNotFoundError:
             return None
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile):
-            self.path(stage, key).unlink()
+        except OSError as error:
+            raise RunFailed(f"{path}: could not be read ({error.strerror})") from None
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except Exception as error:  # broken bytes raise anything: zlib.error, TokenError, NotImplementedError, ..
+            warnings.warn(f"{path}: damaged ({type(error).__name__}), computed again", stacklevel=2)
             return None
 
     def has(self, stage: str, key: str) -> bool:
-        """Returns True if the file is complete: a zip archive ends in its directory."""
+        """Returns True if the file is not truncated: a zip archive ends in its directory. `read` checks its content."""
         return zipfile.is_zipfile(self.path(stage, key))
 
     def write(self, stage: str, key: str, arrays: Arrays) -> None:
@@ -63,7 +74,7 @@ class Store:
             np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
 
     def arrays(self, stage: str, task: Task) -> Arrays:
-        """Returns the arrays of a task, computed and written if they are missing."""
+        """Returns the arrays of a task, computed and written if they are missing or damaged."""
         arrays = self.read(stage, task.key)
         if arrays is None:
             arrays = task.make()

@@ -1,9 +1,12 @@
 """Parts of an evaluation: the store and its stages, prompts, names of metrics, the bias of both sides."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 
+from t2i.errors import RunFailed
 from t2i.evaluation.evaluation import choose_prompts
 from t2i.evaluation.features import Features
 from t2i.evaluation.figures import baselines_of, debiased, sweep
@@ -54,10 +57,49 @@ def test_pictures_of_the_store_are_read_in_any_order(tmp_path):
     store, parts = Store(tmp_path), batches(7, 3)
     assert [list(part) for part in parts] == [[0, 1, 2], [3, 4, 5], [6]]
     pixels = torch.arange(7).to(torch.uint8).view(7, 1, 1, 1).expand(7, 3, 2, 2).contiguous()
-    for k, part in enumerate(parts):
-        store.write("pictures", f"k{k}", {"pixels": pixels[part.start : part.stop].numpy()})
-    found = stored(store, "pictures", parts, ("k0", "k1", "k2"))
-    assert len(found) == 7 and found.read([6, 0, 4])[:, 0, 0, 0].tolist() == [6, 0, 4]
+    made = []
+
+    def make(part):
+        made.append(part.start)
+        return {"pixels": pixels[part.start : part.stop].numpy()}
+
+    tasks = [Task(f"k{k}", len(part), lambda part=part: make(part)) for k, part in enumerate(parts)]
+    images = stored(store, "pictures", parts, tasks)
+    assert len(images) == 7 and images.keys == ("k0", "k1", "k2")
+    for _ in range(2):
+        assert images.read([6, 0, 4])[:, 0, 0, 0].tolist() == [6, 0, 4]
+    assert made == [6, 0, 3]
+
+
+def test_damaged_files_are_computed_again_and_reported(tmp_path):
+    """Bits all over a small file, one at a time: its array comes back, or the damage is reported and made good."""
+    store = Store(tmp_path)
+    task = Task("a", 3, lambda: {"x": np.arange(3.0)})
+    store.arrays("s", task)
+    path, damaged = store.path("s", "a"), 0
+    whole = path.read_bytes()
+    for bit in range(3, 8 * len(whole), 61):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(data)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            array = gathered(store, "s", [task], "x")
+        assert array.tolist() == [0, 1, 2]
+        messages = [str(one.message) for one in caught if one.category is UserWarning]
+        assert all(f"{path}: damaged (" in text and "computed again" in text for text in messages)
+        damaged += len(messages)
+        if messages:
+            assert path.read_bytes()[-22:] == whole[-22:] and store.read("s", "a") is not None
+    assert damaged > 20
+
+
+def test_files_that_cannot_be_read_are_kept(tmp_path):
+    store = Store(tmp_path)
+    (path := store.path("s", "a")).mkdir(parents=True)
+    with pytest.raises(RunFailed, match=r"a\.npz: could not be read"):
+        store.arrays("s", Task("a", 1, dict))
+    assert path.is_dir()
 
 
 def test_features_are_kept_by_pictures_and_network(tmp_path):
