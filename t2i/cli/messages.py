@@ -23,16 +23,17 @@ def message_of(error: Exception) -> str:
 
 
 @contextmanager
-def warnings_as_messages() -> Iterator[None]:
-    """Prints every warning as a message, once."""
-    printed: set[str] = set()
+def warnings_as_messages(quiet: bool = False) -> Iterator[list[str]]:
+    """Prints every warning as a message, once, unless `quiet`; yields the list that they are added to."""
+    messages: list[str] = []
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        if str(message) not in printed:
-            printed.add(str(message))
-            say(str(message))
+        if str(message) not in messages:
+            messages.append(str(message))
+            if not quiet:
+                say(str(message))
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = show
-        yield
+        yield messages
