@@ -77,6 +77,14 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def check_writable(folder: str | Path) -> None:
+    """Creates a folder if it is missing; raises WriteFailed if no file can be written there."""
+    path = Path(folder) / ".writable"
+    with atomic_file(path) as tmp:
+        tmp.touch()
+    path.unlink(missing_ok=True)
+
+
 def publish(tmp: Path, path: Path) -> None:
     """Flushes a file, or a folder and all that it holds, to the disk and renames it to `path`.
 

@@ -1,13 +1,19 @@
 """`t2i evaluate -m MODEL --reference IMAGES -o DIR`: distances, scores and bounds, with intervals and baselines."""
 
+import shlex
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from t2i.cli.messages import warnings_as_messages
 from t2i.cli.options import check_dtype, parse_size
 from t2i.errors import ConfigError
-from t2i.pipeline.find import SHIPPED
+from t2i.pipeline.find import SHIPPED, find_model
+from t2i.pipeline.jobs import read_prompts
+from t2i.progress import progress, say
 
 Option = typer.Option
 
@@ -73,40 +79,64 @@ def evaluate(
 
     Under torchrun or `accelerate launch` the ranks share the work; the numbers are the same.
     """
-    from t2i.cli.evaluate_run import Command, run
+    from t2i.evaluation.evaluate import evaluate as compute
+    from t2i.evaluation.evaluation import Evaluation
+    from t2i.evaluation.generated import Sampling, SavedSamples, is_saved
     from t2i.evaluation.measures import parse_metrics
+    from t2i.evaluation.reference import open_reference
+    from t2i.evaluation.report import lines, page_of, write
+    from t2i.evaluation.run import check_folder, open_model, open_networks, open_saved, set_prompts
+    from t2i.evaluation.store import Store
+    from t2i.training.distributed import process_state
 
-    guidances = None if cfg is None else parse_guidances(cfg)
-    width, height = parse_size(size)
-    run(
-        Command(
-            model=model,
-            reference=reference,
-            out=out,
-            n=n,
-            guidances=guidances,
-            metrics=parse_metrics(metrics),
-            features=features,
-            judge=judge,
-            solver=solver,
-            steps=steps,
-            seed=seed,
-            size=None if width is None or height is None else (width, height),
-            prompts=prompts,
-            caption_column=caption_column,
-            image_column=image_column,
-            anchors=anchors,
+    guidances, chosen, (width, height) = parse_guidances(cfg), parse_metrics(metrics), parse_size(size)
+    pixels = None if width is None or height is None else (width, height)
+    sampling = Sampling(guidances, solver, steps, seed, pixels, batch_size)
+    device, quiet = device or str(process_state().device), not process_state().is_main_process
+    report: Callable[[str], None] = (lambda text: None) if quiet else say
+    with warnings_as_messages(quiet) as notes:
+        if is_saved(place := find_model(model)):
+            subject, origins = open_saved(place, n, reference, sampling, prompts), None
+        else:
+            subject = open_model(place, sampling, check_dtype(dtype) or "float32", device)
+            for text in subject.pipeline.report:
+                report(f"model: {text}")
+        with progress("reading the reference:", 1, quiet=quiet) as done:
+            real = open_reference(reference, subject.size, caption_column, image_column)
+            done(1)
+        if not isinstance(subject, SavedSamples):
+            origins = set_prompts(subject, None if prompts is None else read_prompts(prompts), real, n)
+        networks = open_networks(features, judge, chosen, subject, device)
+        evaluation = Evaluation(
+            real,
+            chosen,
+            *networks,
+            Store(out / "cache"),
+            batch_size,
+            baselines=anchors,
+            shuffled=anchors,
             variance=variance,
-            batch_size=batch_size,
-            device=device,
-            dtype=check_dtype(dtype) or "float32",
+            notes=notes,
         )
-    )
+        evaluation.check(subject)
+        for text in check_folder(out, subject, evaluation):
+            report(text)
+        try:
+            rows = compute(subject, evaluation, quiet)
+        except KeyboardInterrupt:
+            report(f"interrupted; finished parts are in {evaluation.store.folder}: the same command resumes")
+            raise
+        if rows is None:
+            return
+        command = shlex.join(["t2i", *sys.argv[1:]])
+        names = write(rows, out, page_of(subject, evaluation, reference.resolve().name, origins, command))
+    for line in [*lines(rows), f"{out}: {', '.join(names)}"]:
+        typer.echo(line)
 
 
-def parse_guidances(text: str) -> tuple[float, ...]:
+def parse_guidances(text: str | None) -> tuple[float, ...] | None:
     """Parses "1,1.5,2" as numbers, each once."""
     try:
-        return tuple(dict.fromkeys(float(part) for part in text.split(",")))
+        return text and tuple(dict.fromkeys(float(part) for part in text.split(",")))
     except ValueError:
         raise ConfigError("cfg", "give numbers separated by commas, for example 1,1.5,2,4", text) from None

@@ -2,21 +2,18 @@
 
 import shlex
 import sys
-import tempfile
-import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from t2i.cli.study_runs import report, text_encoder
+from t2i.cli.messages import warnings_as_messages
+from t2i.errors import ConfigError
 from t2i.pipeline.find import SHIPPED, find_model
 from t2i.progress import say
 
 app = typer.Typer(help="Experiments with models: numbers with intervals, figures, a page.", no_args_is_help=True)
 Option = typer.Option
-app.command("text-encoder")(text_encoder)
-app.command("report")(report)
 
 
 @app.command("sigma")
@@ -51,57 +48,70 @@ def sigma(
     in nats a dimension; with sigma = 0 there is none.
     """
     if reference is None and not prompt:
-        raise ValueError("nothing to sample: give --reference FILE.parquet or FOLDER, or --prompt three times or more")
-    from t2i.cli.evaluate_run import open_subject
-    from t2i.data.transforms import to_float, to_pixels
-    from t2i.evaluation.evaluate import evaluate
-    from t2i.evaluation.evaluation import Evaluation
-    from t2i.evaluation.features import LatentFeatures
+        raise ConfigError(
+            "reference", "nothing to sample: give --reference FILE.parquet or FOLDER, or --prompt three times or more"
+        )
     from t2i.evaluation.generated import Sampling
     from t2i.evaluation.reference import ReferenceImages, open_reference
-    from t2i.evaluation.store import Store
-    from t2i.evaluation.variance import DATA, spread, variance_table
-    from t2i.evaluation.variance_report import check_new, flat_rows, image_grid, write
+    from t2i.evaluation.run import open_model
+    from t2i.evaluation.variance_report import check_new, compare_variances
+    from t2i.training.distributed import process_state
 
     sampling = Sampling(None if cfg is None else (cfg,), "ddpm", steps, seed, None, batch_size)
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as cache:
+    with warnings_as_messages():
         check_new(out)
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_, **__: say(str(message))
-        subject = open_subject(find_model(model), sampling, "float32", device)
+        subject = open_model(find_model(model), sampling, "float32", device or str(process_state().device))
+        for text in subject.pipeline.report:
+            say(f"model: {text}")
         images = None if reference is None else open_reference(reference, subject.size)
         if images is not None and not isinstance(images, ReferenceImages):
-            raise ValueError(f"{reference}: statistics hold no images: give a parquet file or a folder with captions")
-        rows = [] if images is None or prompt else spread(images, captions)
-        prompts = prompt or [images.captions[i] for i in rows] if images else list(prompt or ())
-        subject.set_prompts([text for text in prompts for _ in range(count)])
-        data = None if images is None else images.select(spread(images, max(judged, 3)))
-        evaluation = Evaluation(
-            data,
-            ("vlb",) if images and judged else (),
-            LatentFeatures(subject.pipeline.autoencoder, subject.size),
-            None,
-            Store(cache),
-            batch_size,
-            baselines=False,
-            shuffled=False,
-            shown=0,
-            bound_images=data,
-            draws=draws,
-            variance=True,
-        )
-        evaluation.check(subject)
-        results = evaluate(subject, evaluation)
-    assert results is not None
-    T, guidance = subject.pipeline.generator.schedule.T, subject.guidances[0]
-    columns = evaluation.columns
-    if images is not None and rows:
-        columns = {DATA: [image for image in to_pixels(to_float(images.read(rows))) for _ in range(count)]} | columns
-    settings = {"model": subject.name, "steps": str(steps or T), "guidance": str(guidance), "seed": str(seed)}
-    flat = flat_rows(results, prompts, data.captions if data else [], T, seed)
-    write(results, flat, image_grid(prompts, count, columns), out, settings, shlex.join(["t2i", *sys.argv[1:]]))
-    lines = variance_table(results)
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    for line in lines:
+            raise ConfigError("reference", "statistics hold no images: give a folder or a parquet file", str(reference))
+        command = shlex.join(["t2i", *sys.argv[1:]])
+        table = compare_variances(subject, images, prompt or [], captions, count, judged, draws, out, command)
+    widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
+    for line in table:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     typer.echo(f"{out}: metrics.json, results.csv, sigma.png, report.html")
+
+
+@app.command("text-encoder")
+def text_encoder(
+    recipe: Annotated[Path, typer.Argument(help="a YAML recipe, for example configs/study/scenes.yaml")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value overrides of the recipe")] = None,
+    plan: Annotated[bool, Option("--plan", help="print runs, sizes and hours; reads only the recipe")] = False,
+) -> None:
+    """Study the effect of the text encoder's size and the U-Net's: train, sample and measure all on equal terms.
+
+    The same command resumes an interrupted study; several processes of it share the runs.
+    """
+    from t2i.config import load_recipe
+    from t2i.study.recipe import StudyRecipe
+
+    values = load_recipe(recipe, overrides or [], StudyRecipe)
+    if plan:
+        from t2i.study.plan import plan_lines
+
+        for line in plan_lines(values):
+            typer.echo(line)
+        return
+    from t2i.study.results import REPORT
+    from t2i.study.run import study
+
+    with warnings_as_messages():
+        done = study(values)
+    folder = values.folder / REPORT
+    typer.echo(f"{folder}: complete; this process did {len(done)} stages")
+    report(folder)
+
+
+@app.command("report")
+def report(
+    folder: Annotated[Path, typer.Argument(help="a study's folder, or one with its rows: results.csv, study.json")],
+) -> None:
+    """Write a study's report from its rows: report.html, and its figures as PNGs."""
+    from t2i.study.report import write
+
+    with warnings_as_messages():
+        lines = write(folder)
+    for line in lines:
+        typer.echo(line)

@@ -152,6 +152,11 @@ class Evaluation:
             "verified": self.features.verified,
         }
 
+    def compared(self, subject: Subject) -> dict[str, str]:
+        """Returns the settings that all numbers of one output folder share."""
+        model = f"{subject.name}, {(subject.fingerprint or 'unknown')[:16]}"
+        return {"model": model, "reference": self.reference_hash[:16]}
+
     def score_protocol(
         self, subject: Subject, guidance: float | None, anchor: str | None, captions: list[str], **more: Any
     ) -> Protocol:

@@ -1,13 +1,19 @@
-"""The output folder of an evaluation: rows, figures as PNGs, and a page that holds everything."""
+"""The output of an evaluation: rows, figures as PNGs, a page that holds everything, lines for the terminal."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import torch
 from PIL import Image
 
-from t2i.evaluation.figures import BASELINES, bound_curve, curves, is_plain, trade
+from t2i.data.transforms import to_float, to_pixels
+from t2i.evaluation.evaluation import Evaluation
+from t2i.evaluation.figures import BASELINES, bound_curve, curves, debiased, is_plain, trade
+from t2i.evaluation.generated import ModelSamples, SavedSamples
+from t2i.evaluation.measures import FEATURE_METRICS, PARTS
+from t2i.evaluation.reference import ReferenceImages
 from t2i.evaluation.rows import Row, table, write_rows
 from t2i.evaluation.variance import variance_table
 from t2i.files import write_bytes, write_png, write_text
@@ -24,6 +30,8 @@ ALTS = {
 }
 DIGITS = {"kid": 5, "clip_score": 4, "rfd": 3}
 DEBIASED = ["bias at these n", "FD∞", "FD∞, 95%"]
+PRINTED = (*FEATURE_METRICS, *PARTS, "clip_score", "skill_binding", "caption_info")  # on the terminal
+SHOWN_SIDE = 128  # pixels: small images are enlarged to about this width
 LIMITS = (
     "A distance compares two distributions of features. It depends neither on prompts nor on single images, and is "
     "blind to what the features ignore.",
@@ -46,6 +54,52 @@ class Page:
     settings: Mapping[str, str]
     command: str
     samples: tuple[LabelledGrid, list[Image.Image]] | None = None
+
+
+def page_of(
+    subject: ModelSamples | SavedSamples,
+    evaluation: Evaluation,
+    reference: str,
+    origins: list[int] | None,
+    command: str,
+) -> Page:
+    """Returns the page of an evaluation; `origins` are the reference images whose captions the prompts are."""
+    protocol = evaluation.protocol(subject, None)
+    count = "" if protocol.n_ref is None else f" of {protocol.n_ref} images"
+    how = ", ".join(str(x) for x in (subject.solver, subject.steps and f"{subject.steps} steps") if x)
+    summary = f"{len(subject.prompts)} images at each guidance, {how or 'saved'}, against {reference}{count}."
+    settings = {key: value for key, value in protocol.model_dump(mode="json").items() if value is not None}
+    settings |= evaluation.compared(subject)
+    settings |= {"size": f"{subject.size[0]}x{subject.size[1]}", "batch": evaluation.batch, "torch": torch.__version__}
+    settings = {key: str(value) for key, value in settings.items()}
+    samples = sample_grid(subject, evaluation, origins)
+    return Page(f"Evaluation of {subject.name}", summary, evaluation.notes, settings, command, samples)
+
+
+def sample_grid(
+    subject: ModelSamples | SavedSamples, evaluation: Evaluation, origins: list[int] | None
+) -> tuple[LabelledGrid, list[Image.Image]]:
+    """Returns the first images of each guidance, beside the reference's own where the prompts are its captions."""
+    reference, rows = evaluation.reference, range(min(evaluation.shown, len(subject.prompts)))
+    sets = subject.image_sets(evaluation.store, evaluation.batch)
+    columns = {("as saved" if g is None else f"cfg = {g:g}"): images.read(rows) for g, images in sets.items()}
+    if origins is not None and isinstance(reference, ReferenceImages):
+        columns = {"reference": reference.read([origins[i] for i in rows])} | columns
+    images = {name: to_pixels(to_float(pixels)) for name, pixels in columns.items()}
+    images |= {name: column[: len(rows)] for name, column in evaluation.columns.items()}
+    prompts = tuple(subject.prompts[i] for i in rows)
+    return enlarged("Samples: one prompt and one noise a row", images, prompts, list(rows))
+
+
+def enlarged(
+    title: str, columns: Mapping[str, Sequence[Image.Image]], labels: Sequence[str], rows: Sequence[int]
+) -> tuple[LabelledGrid, list[Image.Image]]:
+    """Returns a grid of some rows of columns of images; small images are enlarged."""
+    width, height = next(iter(columns.values()))[0].size
+    times = max(1, round(SHOWN_SIDE / max(width, height)))
+    size = (width * times, height * times)
+    images = [column[row].resize(size, Image.Resampling.NEAREST) for row in rows for column in columns.values()]
+    return LabelledGrid(title, size, tuple(columns), tuple(labels)), images
 
 
 def write(rows: Sequence[Row], folder: Path, page: Page) -> list[str]:
@@ -195,6 +249,19 @@ def _variance(rows: Sequence[Row]) -> list[Html]:
         return []
     head, *lines = variance_table(rows)
     return [html.section("The variance of Algorithm 2, on the same noise", html.table(head, lines))]
+
+
+def lines(rows: Sequence[Row]) -> list[str]:
+    """Returns the lines that the terminal shows: the main numbers of the subject."""
+    return [_line(row) for row in rows if "anchor" not in row.extra and row.metric in PRINTED]
+
+
+def _line(row: Row) -> str:
+    guidance = row.protocol.guidance
+    parts = [row.label, "" if guidance is None else f"cfg {guidance:g}", str(row.extra.get("variance", ""))]
+    value = f"{row.value:.4f}" + ("" if row.se is None else f" ± {row.se:.4f}")
+    limit = "" if row.value_inf is None else f"(FD∞ {debiased(row):.4f})"
+    return "  ".join(part for part in (*parts, value, limit) if part)
 
 
 def _guidance(g: float | None) -> str:

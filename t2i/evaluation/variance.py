@@ -181,6 +181,8 @@ class Samples:
         for against in [None] + ([beta] if beta is not None and beta is not self else []):
             full, *without = [self._minus(against, subset) for subset in subsets]
             for metric, value in full.items():
+                if not all(metric in part for part in without):
+                    continue  # only one prompt has several images
                 each = torch.tensor([part[metric] for part in without], dtype=torch.float64)
                 value, se, ci95 = around(value, each)
                 extra = {"way": way, "against": None if against is None else "beta"}

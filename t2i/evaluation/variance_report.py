@@ -4,22 +4,82 @@ import csv
 import hashlib
 import io
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from t2i.data.transforms import to_float, to_pixels
 from t2i.errors import ConfigError
+from t2i.evaluation.evaluate import evaluate
+from t2i.evaluation.evaluation import Evaluation
+from t2i.evaluation.features import LatentFeatures
+from t2i.evaluation.generated import ModelSamples
+from t2i.evaluation.reference import ReferenceImages
+from t2i.evaluation.report import enlarged
 from t2i.evaluation.rows import Row
-from t2i.evaluation.variance import DATA, NO_BOUND, variance_table, way_of
-from t2i.files import write_png, write_text
+from t2i.evaluation.store import Store
+from t2i.evaluation.variance import DATA, NO_BOUND, spread, variance_table, way_of
+from t2i.files import check_writable, write_png, write_text
 from t2i.report import page as html
 from t2i.report.grid import LabelledGrid
 
 FILES = ("metrics.json", "results.csv", "sigma.png", "report.html")
-SHOWN_PROMPTS, SHOWN_COPIES, SHOWN_SIDE = 8, 2, 128
+SHOWN_PROMPTS, SHOWN_COPIES = 8, 2
 TITLE = "Algorithm 2: the variance of a step, on the same noise"
+
+
+def compare_variances(
+    subject: ModelSamples,
+    images: ReferenceImages | None,
+    prompts: Sequence[str],
+    captions: int,
+    count: int,
+    judged: int,
+    draws: int,
+    out: Path,
+    command: str,
+) -> list[list[str]]:
+    """Samples `count` images a prompt with each variance, bounds `judged` images, and writes `out`; returns a table.
+
+    Without `prompts` these are `captions` captions of the images, evenly spread.
+    """
+    rows = [] if images is None or prompts else spread(images, captions)
+    prompts = prompts or [images.captions[i] for i in rows if images]
+    subject.set_prompts([text for text in prompts for _ in range(count)])
+    data = None if images is None else images.select(spread(images, max(judged, 3)))
+    with tempfile.TemporaryDirectory() as cache:
+        evaluation = Evaluation(
+            data,
+            ("vlb",) if images and judged else (),
+            LatentFeatures(subject.pipeline.autoencoder, subject.size),
+            None,
+            Store(cache),
+            subject.sampling.batch,
+            baselines=False,
+            shuffled=False,
+            shown=0,
+            bound_images=data,
+            draws=draws,
+            variance=True,
+        )
+        evaluation.check(subject)
+        check_writable(out)
+        results = evaluate(subject, evaluation)
+    assert results is not None
+    T, seed, columns = subject.pipeline.generator.schedule.T, subject.sampling.seed, evaluation.columns
+    if images is not None and rows:
+        columns = {DATA: [image for image in to_pixels(to_float(images.read(rows))) for _ in range(count)]} | columns
+    steps, guidance = str(subject.sampling.steps or T), str(subject.guidances[0])
+    settings = {"model": subject.name, "steps": steps, "guidance": guidance, "seed": str(seed)}
+    shown = [(p, c) for p in range(min(len(prompts), SHOWN_PROMPTS)) for c in range(min(count, SHOWN_COPIES))]
+    labels = [f"{prompts[p]} ({c + 1})" if count > 1 else prompts[p] for p, c in shown]
+    grid = enlarged(TITLE, columns, labels, [p * count + c for p, c in shown])
+    flat = flat_rows(results, prompts, data.captions if data else [], T, seed)
+    write(results, flat, grid, out, settings, command)
+    return variance_table(results)
 
 
 def check_new(folder: Path) -> None:
@@ -77,17 +137,3 @@ def write(
     numbers = html.section("Numbers, ± their standard error", html.table(head, lines))
     page = html.page(TITLE, "", labels.tables(images), numbers, html.settings(settings, command))
     write_text(folder / FILES[3], page, new=True)
-
-
-def image_grid(
-    prompts: Sequence[str], copies: int, columns: Mapping[str, Sequence[Image.Image]]
-) -> tuple[LabelledGrid, list[Image.Image]]:
-    """Returns a grid with a column a variance and a row a prompt and noise, the first ones of each."""
-    shown = [(p, c) for p in range(min(len(prompts), SHOWN_PROMPTS)) for c in range(min(copies, SHOWN_COPIES))]
-    width, height = next(iter(columns.values()))[0].size
-    times = max(1, round(SHOWN_SIDE / max(width, height)))
-    size = (width * times, height * times)
-    rows = tuple(f"{prompts[p]} ({c + 1})" if copies > 1 else prompts[p] for p, c in shown)
-    images = [column[p * copies + c] for p, c in shown for column in columns.values()]
-    grid = LabelledGrid(TITLE, size, tuple(columns), rows)
-    return grid, [image.resize(size, Image.Resampling.NEAREST) for image in images]

@@ -296,6 +296,7 @@ class RealImages:
     prompts: list[str]
     pixels: UInt8[Tensor, "n 3 h w"]
     extra: dict[str, list[str]] = field(default_factory=dict)
+    fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         self.size = (self.pixels.shape[3], self.pixels.shape[2])

@@ -101,6 +101,14 @@ def test_statistics_of_known_latents(pipeline):
     assert paired["latent_mean"].value == pytest.approx(-1) and paired["latent_mean"].se == pytest.approx(0, abs=1e-9)
 
 
+def test_distances_within_one_prompt_alone_have_no_interval(pipeline):
+    """Where only one prompt has several images, nothing is left of their distance without that prompt."""
+    samples = Samples(pipeline, torch.randn(4, 4, 8, 8), torch.tensor([0, 0, 1, 2]))
+    assert "diversity_of_a_prompt" in samples.statistics(torch.arange(4))
+    metrics = {row.metric for row in samples.rows("zero", Protocol(n=4))}
+    assert metrics == {"diversity", "latent_mean", "latent_std", "detail"}
+
+
 def test_the_command_leaves_numbers_a_table_and_a_picture(study, model, reference, tmp_path):
     out = tmp_path / "new" / "study"
     arguments = ("-m", model, "--reference", reference, "--captions", 3, "--count", 2, "--steps", 3, "--draws", 2)
