@@ -22,15 +22,8 @@ NOT_SENSITIVE = "Not sensitive enough"
 
 def label_of(results: Results, metric: str) -> str:
     """Returns the label of a metric: a distance with its features, a CLIP score with its judge."""
-    for number in results.numbers:
-        if number.metric == metric:
-            protocol = results.protocols[number.protocol]
-            if metric == FD:
-                label = f"{protocol['features']}@{protocol['fingerprint'][:8]}"
-                return "FID" if protocol.get("verified") else f"FD[{label}]"
-            if metric == "clip_score":
-                return f"CLIP score[{protocol['judge']}]"
-    return metric.replace("_", " ")
+    label = next((row.label for row in results.rows if row.metric == metric), metric)
+    return label if metric in (FD, "clip_score") else metric.replace("_", " ")
 
 
 def short(results: Results, metric: str) -> str:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 
 from t2i.evaluation.jackknife import Replicates, student
-from t2i.study.results import Number, Results
+from t2i.evaluation.rows import Row
+from t2i.study.results import Results
 
 LEAST = 5.0  # standard errors between the two ends of the sensitivity check, at least
 FD, INFO, EXACT = "fd", "caption_info", "exact"
@@ -79,7 +80,7 @@ class Point:
 
     name: str
     parameters: int
-    numbers: dict[int, Number]
+    numbers: dict[int, Row]
     each: dict[int, Replicates]  # the same numbers, with replicates where the study has recorded them
 
     @property
@@ -90,7 +91,7 @@ class Point:
 
 def compared(results: Results) -> list[str]:
     """Returns the metrics whose slopes are reported: the alignment, exact scenes if measured, the distance."""
-    measured = {number.metric for number in results.numbers}
+    measured = {number.metric for number in results.rows}
     return [results.study["alignment"], *(m for m in (EXACT,) if m in measured), FD]
 
 
@@ -119,8 +120,9 @@ def points(results: Results, axis: str, metric: str) -> dict[str, list[Point]]:
     return {family: sorted(group, key=lambda p: p.parameters) for family, group in families.items()}
 
 
-def _replicates(results: Results, number: Number) -> Replicates:
-    values = results.runs[number.run].get("replicates", {}).get(f"{number.metric}@{number.cfg or 0:g}")
+def _replicates(results: Results, number: Row) -> Replicates:
+    recorded = results.runs[str(number.extra["run"])].get("replicates", {})
+    values = recorded.get(f"{number.metric}@{number.protocol.guidance or 0:g}")
     return Replicates(number.value, ()) if values is None else Replicates(values[0], tuple(values[1:]))
 
 

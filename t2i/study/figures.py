@@ -62,7 +62,8 @@ def _runs_on(results: Results, axis: str) -> dict[str, dict[str, Any]]:
 def _curve(drawing: Canvas, axes: "Axes", results: Results, runs: list[str], name: str, colour: Any) -> None:
     """Draws the mean over seeds, annotated with the guidance, and the seeds' envelope."""
     alignment = results.study["alignment"]
-    scales = sorted({n.cfg for n in results.numbers if n.run == runs[0] and n.metric == FD and n.cfg is not None})
+    protocols = [row.protocol for row in results.rows if row.extra["run"] == runs[0] and row.metric == FD]
+    scales = sorted({one.guidance for one in protocols if one.guidance is not None})
     clouds, means = [], []
     for w in scales:
         pairs = [(results.find(run, alignment, w), results.find(run, FD, w)) for run in runs]
@@ -90,7 +91,7 @@ def _curve(drawing: Canvas, axes: "Axes", results: Results, runs: list[str], nam
 
 def sizes(results: Results) -> Drawing:
     """Draws metrics against log10 parameters, encoders beside U-Nets on equal axes, with slopes and intervals."""
-    metrics = [m for m in (*compared(results), INFO) if any(n.metric == m for n in results.numbers)]
+    metrics = [m for m in (*compared(results), INFO) if any(n.metric == m for n in results.rows)]
     with canvas(2, len(metrics), width=6.4, height=4.0) as drawing:
         for row, metric in zip(drawing.axes, metrics, strict=True):
             for axes, axis in zip(row, ("encoder", "unet"), strict=True):
@@ -127,7 +128,7 @@ def _ladder(drawing: Canvas, axes: "Axes", group: list[Point], label: str, colou
 
 def skills(results: Results) -> Drawing | None:
     """Draws every skill of every encoder at the guidance of comparison, seeds together; baselines as ticks."""
-    names = [s for s in SKILLS if any(n.metric == s for n in results.numbers)]
+    names = [s for s in SKILLS if any(n.metric == s for n in results.rows)]
     by_run = _runs_on(results, "encoder")
     encoders = list(dict.fromkeys(about["encoder"] for about in by_run.values()))
     if not names or not encoders:

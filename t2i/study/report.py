@@ -5,6 +5,7 @@ from typing import Any
 
 from PIL import Image
 
+from t2i.evaluation.rows import Row
 from t2i.files import write_bytes, write_png, write_text
 from t2i.report import page as html
 from t2i.report.figures import Drawing
@@ -13,7 +14,7 @@ from t2i.report.page import Html, element
 from t2i.study import figures
 from t2i.study.conclusions import conclusion, format_interval, label_of
 from t2i.study.contrasts import FD, compared, contrast, guidance_of, is_sensitive, points, shared_sizes, slope
-from t2i.study.results import BASELINES, REPORT, Number, Results, read_results, sheet_name
+from t2i.study.results import BASELINES, REPORT, Results, read_results, sheet_name
 
 NOT_WEB = (
     "Not a statement about web-scale encoders: these encoders learnt a small grammar of captions and know nothing "
@@ -121,7 +122,7 @@ def _baselines(results: Results) -> Html:
     names = [name for name, about in results.runs.items() if about.get("anchor")]
     pair = list(results.study["sensitivity"].values())
     lines = []
-    for metric in dict.fromkeys(n.metric for n in results.numbers if n.run in names):
+    for metric in dict.fromkeys(n.metric for n in results.rows if n.extra["run"] in names):
         numbers = [results.find(name, metric) for name in names]
         values = ["-" if n is None else f"{n.value:.4g}" for n in numbers]
         lines.append([label_of(results, metric), *values, *(_mean(results, encoder, metric) for encoder in pair)])
@@ -170,23 +171,24 @@ def _runs(results: Results) -> Html:
 def _rows(results: Results) -> Html:
     """Returns all rows, as in results.csv; a point of a figure links to its row, and that to its run."""
     lines: list[list[Any]] = []
-    for n in results.numbers:
+    for n in results.rows:
         interval = "" if n.ci95 is None else f"[{n.ci95[0]:.4g}, {n.ci95[1]:.4g}]"
-        cfg, se = ("" if v is None else f"{v:.3g}" for v in (n.cfg, n.se))
-        run = element("a", n.run, href=f"#run-{n.run}")
-        lines.append([run, n.metric, cfg, f"{n.value:.5g}", se, interval, n.n, n.protocol])
+        cfg, se = ("" if v is None else f"{v:.3g}" for v in (n.protocol.guidance, n.se))
+        run = element("a", n.extra["run"], href=f"#run-{n.extra['run']}")
+        lines.append([run, n.metric, cfg, f"{n.value:.5g}", se, interval, n.protocol.n, n.extra["protocol"]])
     head = ("run", "metric", "cfg", "value", "se", "95%", "n", "protocol")
-    return html.table(head, lines, ids=[f"row-{n.row}" for n in results.numbers])
+    return html.table(head, lines, ids=[f"row-{n.extra['line']}" for n in results.rows])
 
 
 def _linked(name: str, drawing: Drawing) -> Html:
     """Returns a figure whose points link to their rows."""
 
-    def title(row: Number) -> str:
-        at = "" if row.cfg is None else f" at guidance {row.cfg:g}"
-        return f"{row.run}{at}: {row.metric} {row.value:.4g}, row {row.row}"
+    def title(row: Row) -> str:
+        at = "" if row.protocol.guidance is None else f" at guidance {row.protocol.guidance:g}"
+        return f"{row.extra['run']}{at}: {row.metric} {row.value:.4g}, row {row.extra['line']}"
 
-    return html.image_map(drawing.png, name, [(x, y, f"#row-{row.row}", title(row)) for x, y, row in drawing.links])
+    areas = [(x, y, f"#row-{row.extra['line']}", title(row)) for x, y, row in drawing.links]
+    return html.image_map(drawing.png, name, areas)
 
 
 def sheets(results: Results, folder: Path) -> Image.Image | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from t2i.evaluation.protocol import Protocol
 from t2i.evaluation.rows import Row
 from t2i.files import read_json, write_text
 
@@ -24,32 +25,18 @@ RUN_FIELDS = {"model", "text_encoder", "seeds", "guidance", "n"}  # of a protoco
 
 
 @dataclass(frozen=True)
-class Number:
-    """A line of results.csv; `row` is its number, from 1, `protocol` the index of its shared fields."""
-
-    row: int
-    run: str
-    metric: str
-    cfg: float | None
-    value: float
-    se: float | None
-    ci95: tuple[float, float] | None
-    n: int
-    protocol: int
-
-
-@dataclass(frozen=True)
 class Results:
-    """Everything that a report is made of."""
+    """Everything that a report is made of; a row's `extra` has its `run`, `line` in results.csv, and `protocol`."""
 
-    numbers: tuple[Number, ...]
+    rows: tuple[Row, ...]
     protocols: list[dict[str, Any]]
     runs: dict[str, dict[str, Any]]  # settings, cost and hashes of each
     study: dict[str, Any]
 
-    def find(self, run: str, metric: str, cfg: float | None = None) -> Number | None:
-        """Returns the number of a run and metric, at a guidance if it has one."""
-        return next((x for x in self.numbers if (x.run, x.metric, x.cfg) == (run, metric, cfg)), None)
+    def find(self, run: str, metric: str, cfg: float | None = None) -> Row | None:
+        """Returns the row of a run and metric, at a guidance if it has one."""
+        key = (run, metric, cfg)
+        return next((r for r in self.rows if (r.extra["run"], r.metric, r.protocol.guidance) == key), None)
 
 
 def sheet_name(run: str, guidance: float) -> str:
@@ -98,23 +85,24 @@ def read_results(folder: str | Path) -> Results:
     if head.get("schema_version") != SCHEMA:
         raise ValueError(f"{folder / 'study.json'}: schema_version = {head.get('schema_version')}, not {SCHEMA}")
     path = folder / "results.csv"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file: a study writes it beside study.json")
     try:
-        lines = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf8"))))
-        numbers = tuple(_number(k, line) for k, line in enumerate(lines, 1))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file: a study writes it beside study.json") from None
-    except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: not a table of a study's rows ({error!r})") from None
-    try:
-        _check_alike(numbers, head["protocols"], path)
+        table = csv.DictReader(io.StringIO(path.read_text(encoding="utf8")))
+        if missing := set(COLUMNS) - set(table.fieldnames or ()):
+            raise ValueError(f"no column {min(missing)}")
+        rows = tuple(_row(k, line, head["protocols"]) for k, line in enumerate(table, 1))
         order = {name: k for k, name in enumerate(head["study"]["planned"])}
         runs = dict(sorted(head["runs"].items(), key=lambda item: order.get(item[0], len(order))))
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder}: study.json and results.csv do not belong together ({error!r})") from None
-    if missing := sorted({number.run for number in numbers} - runs.keys()):
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"{path}: not a table of a study's rows ({error})") from None
+    _check_alike(rows, path)
+    if missing := sorted({str(row.extra["run"]) for row in rows} - runs.keys()):
         raise ValueError(f"{folder}: study.json lacks the run {missing[0]} of results.csv")
     _check_steps(runs, folder)
-    return Results(numbers, head["protocols"], runs, head["study"])
+    return Results(rows, head["protocols"], runs, head["study"])
 
 
 def _check_steps(runs: dict[str, dict[str, Any]], folder: Path) -> None:
@@ -125,24 +113,29 @@ def _check_steps(runs: dict[str, dict[str, Any]], folder: Path) -> None:
         raise ValueError(f"{folder}: {one} was trained for {a} steps, {other} for {b}: they do not share a figure")
 
 
-def _number(k: int, line: dict[str, str]) -> Number:
-    def optional(name: str) -> float | None:
+def _row(k: int, line: dict[str, str], protocols: list[dict[str, Any]]) -> Row:
+    def number(name: str) -> float | None:
         return float(line[name]) if line[name] else None
 
-    low, high = optional("ci_low"), optional("ci_high")
-    ci95 = None if low is None or high is None else (low, high)
-    value, n, protocol = float(line["value"]), int(line["n"]), int(line["protocol"])
-    return Number(k, line["run"], line["metric"], optional("cfg"), value, optional("se"), ci95, n, protocol)
+    index, low, high = int(line["protocol"]), number("ci_low"), number("ci_high")
+    return Row(
+        metric=line["metric"],
+        value=float(line["value"]),
+        protocol=Protocol(**protocols[index], n=int(line["n"]), guidance=number("cfg")),
+        se=number("se"),
+        ci95=None if low is None or high is None else (low, high),
+        extra={"run": line["run"], "line": k, "protocol": index},
+    )
 
 
-def _check_alike(numbers: Sequence[Number], protocols: list[dict[str, Any]], path: Path) -> None:
-    """Raises for numbers of unlike protocols, which must not share a figure; baselines have no solver."""
-    first: dict[tuple[str, bool], int] = {}
-    for number in numbers:
-        other = first.setdefault((number.metric, number.cfg is None), number.protocol)
-        ours, theirs = protocols[number.protocol], protocols[other]
-        if unlike := sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)):
-            raise ValueError(
-                f"{path}: {number.metric} of {number.run} has {unlike[0]} = {ours.get(unlike[0])}, others "
-                f"{theirs.get(unlike[0])}: they do not share a figure"
-            )
+def _check_alike(rows: Sequence[Row], path: Path) -> None:
+    """Raises for rows of unlike protocols, which must not share a figure; baselines have no solver."""
+    first: dict[tuple[str, bool], Protocol] = {}
+    for row in rows:
+        other = first.setdefault((row.metric, row.protocol.guidance is None), row.protocol)
+        for name in sorted(Protocol.model_fields.keys() - RUN_FIELDS):
+            if (ours := getattr(row.protocol, name)) != (theirs := getattr(other, name)):
+                raise ValueError(
+                    f"{path}: {row.metric} of {row.extra['run']} has {name} = {ours}, others {theirs}: they do not "
+                    "share a figure"
+                )

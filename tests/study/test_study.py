@@ -134,7 +134,9 @@ def test_every_run_is_drawn_at_every_guidance_from_the_same_noise(finished, reci
     # The null is told nothing, so that guidance has nothing to guide.
     assert (sheets[0]["sheet"].int() - sheets[1]["sheet"].int()).abs().max() <= 1
     results = read_results(folder / "study" / REPORT)
-    assert {n.cfg for n in results.numbers if n.run == "t5.base.0" and n.metric == "fd"} == {1.0, 2.0}
+    assert {
+        row.protocol.guidance for row in results.rows if row.extra["run"] == "t5.base.0" and row.metric == "fd"
+    } == {1.0, 2.0}
 
 
 def test_rows_know_their_run_and_the_page_is_drawn_from_them_alone(finished, folder, tmp_path):
@@ -148,7 +150,7 @@ def test_rows_know_their_run_and_the_page_is_drawn_from_them_alone(finished, fol
     about = results.runs["clip.base.0"]
     assert about["train_seed"] == 0 and len(about["model"]) == len(about["text_encoder"]) == 64
     assert about["axes"] == "encoder+unet" and about["unet_parameters"] > 1000 and about["train_seconds"] > 0
-    metrics = {n.metric for n in results.numbers if n.run == "clip.base.0"}
+    metrics = {row.metric for row in results.rows if row.extra["run"] == "clip.base.0"}
     assert {"fd", "binding", "held_out_pairs", "caption_info", "caption_margin", "vlb", "relation"} <= metrics
     real = results.find("real", "exact")
     assert real is not None and real.value == 1
