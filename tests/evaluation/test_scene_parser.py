@@ -274,3 +274,19 @@ def test_bad_input():
         aggregate([])
     with pytest.raises(ValueError, match="1 scored images, 2 groups"):
         aggregate([{"exact": Part(1, 1)}], groups=[1, 2])
+
+
+@pytest.mark.parametrize(
+    ("caption", "binds"),
+    [
+        ("a red circle left of an orange star on a white background", True),
+        ("a red circle left of an orange circle on a white background", False),  # one shape: nothing can be exchanged
+        ("a red circle left of a red star on a white background", False),  # one colour
+        ("two red circles on a white background", False),
+        ("a red circle in the centre on a white background", False),
+    ],
+)
+def test_binding_is_asked_where_colours_and_shapes_could_be_exchanged(caption, binds):
+    skills = judge(parse_caption(caption), parse_caption(caption))
+    assert ("binding" in skills, "binding_of_present" in skills) == (binds, binds)
+    assert skills["pair"].hits == skills["pair"].n
