@@ -23,6 +23,7 @@ SHIPPED = "local:checkpoints/features"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of its images
 DINO_SIDE = 224  # as FD-DINOv2 is computed (Stein et al. 2023)
 INSTALL = 'pip install "t2i[evaluation]"'
 
@@ -176,38 +177,22 @@ def open_features(name: str, vae: AutoencoderKL | None = None, size: tuple[int, 
     if kind == "local":
         return LocalFeatures(where)
     if kind == "dinov2":
-        return _dinov2(name, where)
+        from transformers import Dinov2Model
+
+        network = _from_hub(Dinov2Model, name, where)
+        return VisionFeatures(name, network, DINO_SIDE, *IMAGENET, network.config.hidden_size)
     if kind == "clip":
-        return _clip(name, where)
+        from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+        from transformers import CLIPVisionModelWithProjection
+
+        network = _from_hub(CLIPVisionModelWithProjection, name, where)
+        side, dim = network.config.image_size, network.config.projection_dim
+        return VisionFeatures(name, network, side, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, dim)
     if kind == "openclip":
-        return _openclip(name, where)
+        visual = _openclip_model(name, where).visual
+        side = visual.image_size[0] if isinstance(visual.image_size, tuple) else visual.image_size
+        return VisionFeatures(name, visual, side, visual.image_mean, visual.image_std, visual.output_dim)
     raise ConfigError("features", f"unknown kind {kind!r}; write one of {FORMS}", name)
-
-
-def _dinov2(name: str, where: str) -> VisionFeatures:
-    from transformers import Dinov2Model
-
-    network = _from_hub(Dinov2Model, name, where)
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
-    return VisionFeatures(name, network, DINO_SIDE, mean, std, network.config.hidden_size)
-
-
-def _clip(name: str, where: str) -> VisionFeatures:
-    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-    from transformers import CLIPVisionModelWithProjection
-
-    network = _from_hub(CLIPVisionModelWithProjection, name, where)
-    config = network.config
-    return VisionFeatures(
-        name, network, config.image_size, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, config.projection_dim
-    )
-
-
-def _openclip(name: str, where: str) -> VisionFeatures:
-    model = _openclip_model(name, where)
-    visual = model.visual
-    side = visual.image_size[0] if isinstance(visual.image_size, tuple) else visual.image_size
-    return VisionFeatures(name, visual, side, visual.image_mean, visual.image_std, visual.output_dim)
 
 
 def _openclip_model(name: str, where: str) -> Any:

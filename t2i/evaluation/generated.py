@@ -84,7 +84,7 @@ class ModelSamples:
         self.fingerprint = digest(pipeline.generator.unet.fingerprint(), self.vae, self.text_encoder, scheduler)
         guidances = sampling.guidances or (pipeline.defaults.guidance,)
         for scale in guidances:
-            resolved = pipeline.resolve(self._request(["a"], [0], scale))
+            resolved = pipeline.resolve(self.request(["a"], [0], scale))
         self.guidances = tuple(dict.fromkeys(guidances))
         self.solver, self.steps, self.size = resolved.plan.solver, resolved.steps, (resolved.width, resolved.height)
         self.prompts: list[str] = []
@@ -92,7 +92,8 @@ class ModelSamples:
         self.all_prompts: list[str] = []  # the prompt of each image, those of `extra` included
         self._last: tuple[range, PreparedRequest] | None = None
 
-    def _request(self, prompts: Sequence[str], rows: Sequence[int], guidance: float) -> Request:
+    def request(self, prompts: Sequence[str], rows: Sequence[int], guidance: float) -> Request:
+        """Returns the request of some images at one guidance; image k has the seed of its row."""
         width, height = self.sampling.size or (None, None)
         latents = None
         if self.noise is not None:
@@ -177,7 +178,7 @@ class ModelSamples:
             if self._last is None or self._last[0] != part or self.noise is not None:
                 prompts = [self.all_prompts[i] for i in part]
                 encoded_at = ENCODED_AT if self.noise is None else guidance
-                self._last = part, self.pipeline.prepare(self._request(prompts, part, encoded_at))
+                self._last = part, self.pipeline.prepare(self.request(prompts, part, encoded_at))
             job = replace(self._last[1], guidance=Guidance(guidance))
             [latents] = self.pipeline.run(job, "latent")
             return to_uint8(self.pipeline.decode(latents))

@@ -65,24 +65,31 @@ def group_by(prompts: Sequence[str], groups: int = GROUPS) -> Int[Tensor, " n"]:
     return torch.tensor([place[prompt] for prompt in prompts])
 
 
+def numbered(texts: Sequence[str]) -> Int[Tensor, " n"]:
+    """Returns the number of each text among the different ones, in order of appearance."""
+    numbers = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    return torch.tensor([numbers[text] for text in texts])
+
+
 def moments_by_group(features: Float[Tensor, "n d"], groups: Int[Tensor, " n"]) -> list[Moments]:
     """Computes the moments of each group, from which those of any union follow."""
     return [Moments.of(features[groups == g]) for g in range(int(groups.max()) + 1)]
 
 
-def replicates(groups: Sequence[Moments], statistic: Callable[[Moments], float]) -> Replicates:
-    """Computes a statistic of the moments of all groups, and without each."""
-    count = len(groups)
+def leave_one_out(parts: dict[int, Moments], count: int) -> list[Moments]:
+    """Returns the moments of all groups, then those without each of `count` groups; a group may have no samples."""
     if count < 2:
         raise ValueError(f"{count} groups: a jackknife needs at least 2")
-    total = merged(groups)
+    total = merged(list(parts.values()))
+    if total.rows is None:
+        return [total, *(total.minus(parts[g]) if g in parts else total for g in range(count))]
+    return [total, *(merged([part for i, part in parts.items() if i != g]) for g in range(count))]
 
-    def without(g: int) -> Moments:
-        if total.rows is None:
-            return total.minus(groups[g])
-        return merged([part for i, part in enumerate(groups) if i != g])
 
-    return Replicates(statistic(total), tuple(statistic(without(g)) for g in range(count)))
+def replicates(groups: Sequence[Moments], statistic: Callable[[Moments], float]) -> Replicates:
+    """Computes a statistic of the moments of all groups, and without each."""
+    full, *without = map(statistic, leave_one_out(dict(enumerate(groups)), len(groups)))
+    return Replicates(full, tuple(without))
 
 
 def distances(groups: Sequence[Moments], reference: Reference) -> Replicates:

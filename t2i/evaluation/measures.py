@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from t2i.errors import ConfigError
-from t2i.evaluation.frechet import Moments, Reference, distance, merged, warn_of_few
-from t2i.evaluation.jackknife import Replicates, distances, group_by, moments_by_group
+from t2i.evaluation.frechet import Moments, Reference, distance, warn_of_few
+from t2i.evaluation.jackknife import Replicates, distances, group_by, leave_one_out, moments_by_group
 from t2i.evaluation.kernel_distances import cmmd, kid
 from t2i.evaluation.prdc import prdc
 from t2i.evaluation.rows import Row
@@ -105,11 +105,8 @@ def joint(
     count = int(sample_groups.max()) + 1
 
     def without_each(features: Float[Tensor, "k d"], groups: Int[Tensor, " k"]) -> list[Moments]:
-        parts = {g: Moments.of(features[groups == g]) for g in range(count) if bool((groups == g).any())}
-        total = merged(list(parts.values()))
-        if total.rows is None:
-            return [total, *(total.minus(parts[g]) if g in parts else total for g in range(count))]
-        return [total, *(merged([p for i, p in parts.items() if i != g]) for g in range(count))]
+        present = [g for g in range(count) if bool((groups == g).any())]
+        return leave_one_out({g: Moments.of(features[groups == g]) for g in present}, count)
 
     pairs = zip(without_each(sample, sample_groups), without_each(real, real_groups), strict=True)
     full, *without = (distance(a, Reference.of(b)).value for a, b in pairs)

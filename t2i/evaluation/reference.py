@@ -1,6 +1,6 @@
 """The reference of an evaluation: images prepared as for training, or statistics in a file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtyping import UInt8
@@ -63,8 +63,6 @@ def open_reference(
     size: tuple[int, int],
     caption_column: str = "text",
     image_column: str = "image",
-    background: str = "white",
-    report: Callable[[int], object] = lambda done: None,
 ) -> ReferenceImages | Reference:
     """Opens images of a folder or parquet file at `size` = (width, height), or a file of statistics.
 
@@ -89,7 +87,6 @@ def open_reference(
                 "path": str(path),
                 "caption_column": caption_column,
                 "image_column": image_column,
-                "background": background,
                 "allow_empty_captions": True,
             }
         )
@@ -102,9 +99,9 @@ def open_reference(
         raise error.under("reference" if key == "path" else key) from None
     if len(source) < 2:
         raise ConfigError("reference", f"holds {len(source)} image; give at least 2, better thousands", str(path))
-    images = ImageDataset(source, size, background, max_bad_share=1.0)
+    images = ImageDataset(source, size, config.background, max_bad_share=1.0)
     try:
-        images.scan(report)
+        images.scan()
     except ValueError:
         assert images.bad
     if images.bad:

@@ -6,6 +6,8 @@ another mean.
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,14 +26,14 @@ from t2i.evaluation.bound import CAPTION, sample_latents
 from t2i.evaluation.evaluation import Evaluation
 from t2i.evaluation.generated import ModelSamples
 from t2i.evaluation.image_sets import batches, gathered
-from t2i.evaluation.jackknife import around
+from t2i.evaluation.jackknife import around, numbered
 from t2i.evaluation.protocol import Protocol, prompts_hash
 from t2i.evaluation.reference import ReferenceImages
 from t2i.evaluation.rows import Row
 from t2i.evaluation.store import Arrays, Task, digest, fill, is_main_rank
 from t2i.generator.kv_cache import cached_text
 from t2i.generator.latent_diffusion import require_diffusion
-from t2i.pipeline import Pipeline, Request
+from t2i.pipeline import Pipeline
 from t2i.pipeline.resolved import PreparedRequest
 
 WAYS = {
@@ -61,8 +63,7 @@ def variance_rows(subject: ModelSamples, evaluation: Evaluation, quiet: bool = F
     fill(evaluation.store, STAGE, [task for way in WAYS for task in tasks[way]], quiet)
     if not is_main_rank():
         return None
-    numbers = {text: i for i, text in enumerate(dict.fromkeys(subject.prompts))}
-    groups = torch.tensor([numbers[text] for text in subject.prompts])
+    groups = numbered(subject.prompts)
     latents = {way: gathered(evaluation.store, STAGE, tasks[way], "latents") for way in WAYS}
     samples = {way: Samples(subject.pipeline, latents[way], groups) for way in WAYS}
     evaluation.columns |= {WAYS[way]: samples[way].images for way in WAYS}
@@ -88,19 +89,12 @@ def variance_rows(subject: ModelSamples, evaluation: Evaluation, quiet: bool = F
 
 def prepare(subject: ModelSamples) -> PreparedRequest:
     """Returns the levels and noise of Algorithm 2, and the encoded texts, for all of the subject's prompts."""
-    pipeline, sampling = subject.pipeline, subject.sampling
-    width, height = sampling.size or (None, None)
-    request = Request(
-        prompt=subject.prompts,
-        num_inference_steps=pipeline.generator.schedule.T if sampling.steps is None else sampling.steps,
-        guidance_scale=subject.guidances[0],
-        solver="ddpm",
-        seeds=[sampling.seed + i for i in range(len(subject.prompts))],
-        width=width,
-        height=height,
-        batch_size=sampling.batch,
-    )
-    return pipeline.prepare(request)
+    T = subject.pipeline.generator.schedule.T
+    steps = T if subject.sampling.steps is None else subject.sampling.steps
+    ancestral = copy(subject)
+    ancestral.sampling = replace(subject.sampling, solver="ddpm", steps=steps)
+    request = ancestral.request(subject.prompts, range(len(subject.prompts)), subject.guidances[0])
+    return subject.pipeline.prepare(replace(request, batch_size=subject.sampling.batch))
 
 
 def _task(subject: ModelSamples, job: PreparedRequest, way: str, part: range) -> Task:
