@@ -84,7 +84,7 @@ def evaluate(
     from t2i.evaluation.generated import Sampling, SavedSamples, is_saved
     from t2i.evaluation.measures import parse_metrics
     from t2i.evaluation.reference import open_reference
-    from t2i.evaluation.report import lines, page_of, write
+    from t2i.evaluation.report import page_of, printed_lines, write
     from t2i.evaluation.run import check_folder, open_model, open_networks, open_saved, set_prompts
     from t2i.evaluation.store import Store
     from t2i.training.distributed import process_state
@@ -130,7 +130,7 @@ def evaluate(
             return
         command = shlex.join(["t2i", *sys.argv[1:]])
         names = write(rows, out, page_of(subject, evaluation, reference.resolve().name, origins, command))
-    for line in [*lines(rows), f"{out}: {', '.join(names)}"]:
+    for line in [*printed_lines(rows), f"{out}: {', '.join(names)}"]:
         typer.echo(line)
 
 

@@ -88,6 +88,41 @@ def baseline_rows(subject: Subject, evaluation: Evaluation, sets: dict[str, Imag
     return rows
 
 
+def blind_to(row: Row, rows: Sequence[Row]) -> float | None:
+    """Returns the noise (of 255) up to which a number cannot be told from that of images without noise.
+
+    That is where the ladder's difference from real images lies within the number's own 95% interval, or holds 0. 0: any
+    noise of the ladder is told. None: the ladder was not measured.
+    """
+    ladder = {str(r.extra["anchor"]): r for r in rows if r.metric == f"{row.metric}_difference" and "than" in r.extra}
+    steps = [ladder[name] for std in LADDER if (name := f"noise {std:g}") in ladder]
+    if not steps or row.ci95 is None:
+        return None
+    half, blind = (row.ci95[1] - row.ci95[0]) / 2, 0.0
+    for std, step in zip(LADDER, steps, strict=False):
+        low, high = step.ci95 or (step.value, step.value)
+        if abs(step.value) > half and not low <= 0 <= high:
+            break
+        blind = std
+    return blind
+
+
+def implication(row: Row, rows: Sequence[Row]) -> str:
+    """Returns in words what the baselines imply for a number of the subject; "" where there are none for it."""
+    shuffled = [r for r in rows if r.metric == row.metric and r.extra.get("anchor") == SHUFFLED]
+    other = next((r for r in shuffled if r.protocol.guidance == row.protocol.guidance), None)
+    if other is not None and row.ci95 and other.ci95:
+        if row.ci95[0] <= other.ci95[1]:
+            return "cannot tell these images from images with other images' prompts"
+        return "better than with other images' prompts"
+    if (blind := blind_to(row, rows)) is None:
+        return ""
+    if not blind:
+        return f"tells noise of {LADDER[0]:g}/255 from none"
+    strongest = ", the strongest tried," if blind == LADDER[-1] else ""
+    return f"cannot tell noise of {blind:g}/255{strongest} from none"
+
+
 def _protocol(subject: Subject, evaluation: Evaluation, n: int, n_ref: int) -> Protocol:
     """Returns the protocol of reference images, which no prompt, noise or guidance is part of."""
     protocol = evaluation.protocol(subject, None, n=n, n_ref=n_ref)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from t2i.data.transforms import to_float, to_pixels
+from t2i.evaluation.baselines import blind_to, implication
 from t2i.evaluation.evaluation import Evaluation
 from t2i.evaluation.figures import BASELINES, bound_curve, curves, debiased, is_plain, trade
 from t2i.evaluation.generated import ModelSamples, SavedSamples
@@ -31,6 +32,7 @@ ALTS = {
 DIGITS = {"kid": 5, "clip_score": 4, "rfd": 3}
 DEBIASED = ["bias at these n", "FD∞", "FD∞, 95%"]
 PRINTED = (*FEATURE_METRICS, *PARTS, "clip_score", "skill_binding", "caption_info")  # on the terminal
+VISIBLE = 8.0  # of 255: pixel noise that a viewer sees
 SHOWN_SIDE = 128  # pixels: small images are enlarged to about this width
 LIMITS = (
     "A distance compares two distributions of features. It depends neither on prompts nor on single images, and is "
@@ -125,6 +127,10 @@ def render(rows: Sequence[Row], page: Page, figures: Mapping[str, Mapping[Theme,
     notes = list(page.notes)
     if not any(row.metric == "fd" and row.protocol.verified for row in rows):
         notes.insert(0, "Nothing here compares with published FID: the features are others.")
+    chosen = [row for row in rows if is_plain(row) and row.metric in ("fd", *PARTS)]
+    if chosen and (noise := max(blind_to(row, rows) or 0 for row in chosen)) >= VISIBLE:
+        text = f"These features cannot tell noise of {noise:g}/255, which is plain to see, from none"
+        notes.insert(0, f"{text}: images that look wrong may measure as well as real ones. Look at the samples.")
     parts = [html.element("p", note, class_="note") for note in notes]
     for name, drawn in figures.items():
         image = html.image(drawn["light"].png, ALTS[name], dark=drawn["dark"].png)
@@ -155,12 +161,24 @@ def _numbers(rows: Sequence[Row]) -> list[Html]:
             by_guidance = {row.protocol.guidance: row for row in column}
             for line, g in zip(lines, guidances, strict=True):
                 line += [_value(by_guidance[g]), *(_debiased(by_guidance[g]) if metric == "fd" else [])]
+        if any(texts := [_implied([row for row in chosen if row.protocol.guidance == g], rows) for g in guidances]):
+            head.append("what the baselines imply")
+            lines = [[*line, html.element("div", text, class_="text")] for line, text in zip(lines, texts, strict=True)]
         first = chosen[0].protocol
         against = "" if first.n_ref is None else f", {first.n_ref} reference images"
         features = "" if first.features is None else f", features {first.named}, resize {first.resize}"
         caption = f"{first.n} images{against}{features}. ± one standard error, group jackknife."
         parts.append(html.section(heading, html.element("p", caption), html.table(head, lines)))
     return parts
+
+
+def _implied(chosen: Sequence[Row], rows: Sequence[Row]) -> str:
+    """Returns what the baselines imply for some numbers, those of one implication together."""
+    metrics: dict[str, list[str]] = {}
+    for row in chosen:
+        if text := implication(row, rows):
+            metrics.setdefault(text, []).append(row.metric.replace("_", " "))
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in metrics.items())
 
 
 def _differences(rows: Sequence[Row]) -> list[Html]:
@@ -225,9 +243,14 @@ def _skills(rows: Sequence[Row]) -> list[Html]:
     for row in chosen:
         columns.setdefault((str(row.extra.get("anchor", "")), _guidance(row.protocol.guidance)), {})[row.metric] = row
     metrics = list(dict.fromkeys(row.metric for row in chosen))
+    plain = [row for row in chosen if is_plain(row)]
+    guidances = dict.fromkeys(row.protocol.guidance for row in plain)
     head = ["skill", *(", ".join(part for part in pair if part) for pair in columns)]
     lines = [[m.removeprefix("skill_"), *(_value(c[m]) if m in c else "" for c in columns.values())] for m in metrics]
-    return [html.section("Skills, read from the images", html.table(head, lines))]
+    numbers = html.table(head, lines)
+    texts = {_guidance(g): _implied([r for r in plain if r.protocol.guidance == g], rows) for g in guidances}
+    notes = [html.element("p", f"{at}: {text}" if at else text) for at, text in texts.items() if text]
+    return [html.section("Skills, read from the images", numbers, *notes)]
 
 
 def _bound(rows: Sequence[Row]) -> list[Html]:
@@ -251,17 +274,18 @@ def _variance(rows: Sequence[Row]) -> list[Html]:
     return [html.section("The variance of Algorithm 2, on the same noise", html.table(head, lines))]
 
 
-def lines(rows: Sequence[Row]) -> list[str]:
+def printed_lines(rows: Sequence[Row]) -> list[str]:
     """Returns the lines that the terminal shows: the main numbers of the subject."""
-    return [_line(row) for row in rows if "anchor" not in row.extra and row.metric in PRINTED]
+    return [_line(row, rows) for row in rows if "anchor" not in row.extra and row.metric in PRINTED]
 
 
-def _line(row: Row) -> str:
+def _line(row: Row, rows: Sequence[Row]) -> str:
     guidance = row.protocol.guidance
     parts = [row.label, "" if guidance is None else f"cfg {guidance:g}", str(row.extra.get("variance", ""))]
     value = f"{row.value:.4f}" + ("" if row.se is None else f" ± {row.se:.4f}")
     limit = "" if row.value_inf is None else f"(FD∞ {debiased(row):.4f})"
-    return "  ".join(part for part in (*parts, value, limit) if part)
+    implied = implication(row, rows)
+    return "  ".join(part for part in (*parts, value, limit, implied and f"[{implied}]") if part)
 
 
 def _guidance(g: float | None) -> str:

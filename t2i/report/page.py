@@ -29,6 +29,7 @@ th, td { padding: .25rem .75rem .25rem 0; text-align: left; vertical-align: top;
 th { font-weight: 600; min-width: 4.5rem; max-width: 24rem; overflow-wrap: anywhere }
 th:first-child { position: sticky; left: 0; background: Canvas; max-width: 40vw }
 td { white-space: nowrap }
+td .text { white-space: normal; min-width: 14rem }
 .wrap td { white-space: normal; overflow-wrap: anywhere }
 figure { margin: 0; font-size: .85rem; overflow-wrap: anywhere }
 figcaption { white-space: pre-line }

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from t2i.errors import RunFailed
+from t2i.evaluation.baselines import implication
 from t2i.evaluation.evaluation import choose_prompts
 from t2i.evaluation.features import Features
 from t2i.evaluation.figures import baselines_of, debiased, sweep
@@ -15,7 +16,7 @@ from t2i.evaluation.image_sets import ImageSet, batches, gathered, stored
 from t2i.evaluation.jackknife import distances, moments_by_group
 from t2i.evaluation.measures import groups_of, joint, local_name, measure, parse_metrics
 from t2i.evaluation.protocol import Protocol
-from t2i.evaluation.report import Page, render
+from t2i.evaluation.report import Page, printed_lines, render
 from t2i.evaluation.rows import Row
 from t2i.evaluation.store import Store, Task, digest, fill
 
@@ -238,3 +239,44 @@ def test_the_page_is_escaped_and_refuses_unlike_protocols(tmp_path):
     other = rows[0].model_copy(update={"protocol": protocol(guidance=4.0).model_copy(update={"fingerprint": "b" * 64})})
     with pytest.raises(ValueError, match=r"fingerprint = .* do not share a table"):
         render([*rows, other], page, {})
+
+
+def ladder(metric, changes, half=0.01):
+    """The differences of noisy images from real ones, by noise, with intervals of +- `half`."""
+    return [
+        row(f"{metric}_difference", change, half, anchor=f"noise {std:g}", than="real")
+        for std, change in zip((2, 4, 8, 16, 32), changes, strict=True)
+    ]
+
+
+def row(metric, value, half, guidance=None, **extra):
+    protocol = Protocol(n=9, features="f", fingerprint="ab", resize="none", size=(8, 8), guidance=guidance)
+    return Row(metric=metric, value=value, protocol=protocol, ci95=(value - half, value + half), extra=extra)
+
+
+@pytest.mark.parametrize(
+    ("half", "changes", "text"),
+    [
+        (0.7, (0.01, 0.02, 0.03, 0.07, 2.0), "cannot tell noise of 16/255 from none"),
+        (0.001, (0.1, 0.2, 0.3, 0.4, 0.5), "tells noise of 2/255 from none"),
+        (0.001, (0.005, 0.2, 0.005, 0.4, 0.5), "cannot tell noise of 2/255 from none"),  # 8 after 4 is luck
+        (0.5, (0, 0, 0, 0.1, -0.4), "cannot tell noise of 32/255, the strongest tried, from none"),
+    ],
+)
+def test_a_number_is_read_against_the_ladder_of_noise(half, changes, text):
+    number, rungs = row("precision", 0.98, half, 4.0), ladder("precision", changes)
+    assert implication(number, [number, *rungs]) == text
+    assert implication(number, [number, *ladder("recall", changes)]) == ""
+    [line] = printed_lines([number, *rungs])
+    assert line.endswith(f"[{text}]")
+    page = render([number, *rungs], Page("m", "", [], {}, ""), {})
+    assert f"precision: {text}" in page
+    assert ("images that look wrong may measure as well as real ones" in page) == ("16" in text or "32" in text)
+
+
+def test_a_score_is_read_against_other_images_prompts():
+    number = row("clip_score", 0.3, 0.05, 2.0)
+    for value, text in ((0.27, "cannot tell these images from images with other"), (0.1, "better than with other")):
+        shuffled = [row("clip_score", value, 0.01, w, anchor="shuffled captions") for w in (1.0, 2.0)]
+        shuffled[0] = shuffled[0].model_copy(update={"value": 9.0, "ci95": (8.0, 10.0)})
+        assert implication(number, [number, *shuffled]).startswith(text)
