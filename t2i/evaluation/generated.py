@@ -231,6 +231,8 @@ def native_sizes(folder: Path) -> set[tuple[int, int]]:
         paths = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
     sizes = set()
     for path in paths:
+        if not path.is_file():
+            raise ValueError(f"{path}: not a regular file")
         try:
             with Image.open(path) as image:
                 sizes.add(image.size)

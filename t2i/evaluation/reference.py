@@ -73,6 +73,8 @@ def open_reference(
         raise ConfigError(
             "reference", "no such file or folder; give a folder of images, FILE.parquet, or .npz", str(path)
         )
+    if not (path.is_file() or path.is_dir()):
+        raise ConfigError("reference", "a pipe or a device: give a folder of images, FILE.parquet, or .npz", str(path))
     if path.suffix in STATS:
         return load_reference(path)
     parquet = path.suffix == ".parquet" or (path.is_dir() and any(path.glob("*.parquet")))

@@ -13,6 +13,10 @@ from t2i.evaluation.protocol import IDENTITY
 from t2i.files import atomic_file
 
 FORMAT = 1
+AXES = {"t2i": 0, "identity": 0, "n": 0, "trace": 0, "mean": 1, "factor": 2, "mu": 1, "sigma": 2}  # of known arrays
+MOST_DIMS = 2**14  # of features: those of Inception have 2048
+MOST_TEXT = 2**16  # bytes of the identity
+MOST_BYTES = 8 * (MOST_DIMS + 1) * MOST_DIMS  # of the arrays in a pickle
 
 
 def save_reference(reference: Reference, path: str | Path) -> None:
@@ -38,15 +42,18 @@ def load_reference(path: str | Path) -> Reference:
     """Reads the reference in a file; files of other programs have no `identity` of features and images."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise ValueError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
     arrays = _torch_fidelity(path) if path.suffix in (".pt", ".pth") else _npz(path)
-    if "t2i" in arrays:
+    if "t2i" in arrays and path.suffix == ".npz":
         return _own(arrays, path)
     if not {"mu", "sigma"} <= arrays.keys():
         raise ValueError(
             f"{path}: holds {', '.join(arrays) or 'nothing'}; statistics are `mu` and `sigma`, or t2i's own"
         )
-    mean, sigma = (torch.from_numpy(np.array(arrays[key], dtype=np.float64)) for key in ("mu", "sigma"))
+    try:
+        mean, sigma = (torch.from_numpy(np.array(arrays[key], dtype=np.float64)) for key in ("mu", "sigma"))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: mu and sigma are no numbers ({error})") from None
     if mean.ndim != 1 or sigma.shape != (len(mean), len(mean)):
         raise ValueError(f"{path}: mu has shape {tuple(mean.shape)} and sigma {tuple(sigma.shape)}: (d,) and (d, d)")
     if not (mean.isfinite().all() and sigma.isfinite().all()):
@@ -64,23 +71,50 @@ def _own(arrays: dict[str, Any], path: Path) -> Reference:
     mean, factor = torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["factor"])
     if factor.ndim != 2 or mean.shape != factor.shape[:1] or not (mean.isfinite().all() and factor.isfinite().all()):
         raise ValueError(f"{path}: its mean and factor do not fit or are not finite: the file is damaged")
-    identity = json.loads(str(arrays["identity"]))
+    try:
+        identity = {str(key): str(value) for key, value in json.loads(str(arrays["identity"])).items()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: its identity is no JSON object ({error}): the file is damaged") from None
     return Reference(int(arrays["n"]), mean, float(arrays["trace"]), factor, tuple(sorted(identity.items())))
 
 
 def _npz(path: Path) -> dict[str, Any]:
+    """Reads the known arrays of an npz, whose shapes are checked before any content is read."""
     try:
+        with zipfile.ZipFile(path) as file:
+            for member in file.infolist():
+                if (name := member.filename.removesuffix(".npy")) in AXES:
+                    with file.open(member) as stream:
+                        _check_header(stream, name)
         with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("one array, where statistics have two")
-            known = {"t2i", "identity", "n", "mean", "trace", "factor", "mu", "sigma"}
-            return {key: file[key] for key in file.files if key in known}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            return {key: file[key] for key in file.files if key in AXES}
+    except OSError as error:
+        raise ValueError(f"{path}: not readable ({error})") from None
+    except Exception as error:  # broken bytes raise anything: BadZipFile, zlib.error, TokenError, MemoryError, ..
         raise ValueError(f"{path}: not a readable npz of statistics ({error})") from None
+
+
+def _check_header(stream: Any, name: str) -> None:
+    """Raises ValueError if an array of an npz has not the axes of its name, or is too large for statistics."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    if len(shape) != AXES[name]:
+        axes = ("a number", "a vector", "a matrix")[AXES[name]]
+        raise ValueError(f"{name} has shape {shape}, {axes} is needed")
+    if max(shape, default=0) > MOST_DIMS or dtype.itemsize > (8 if shape else MOST_TEXT):
+        size = "x".join(map(str, shape))
+        raise ValueError(
+            f"{name} has {size or 1} values of {dtype}: at most {MOST_DIMS} dimensions of 8 bytes are read"
+        )
 
 
 def _torch_fidelity(path: Path) -> dict[str, Any]:
     """Reads the cache of torch-fidelity, a dict of arrays; all other objects in the pickle are refused."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            if (total := sum(member.file_size for member in file.infolist())) > MOST_BYTES:
+                raise ValueError(f"{path}: {total} bytes unpacked, statistics have {MOST_BYTES} at most")
     array = np.zeros(1)
     allowed: list[Any] = [np.ndarray, np.dtype, type(np.dtype(np.float32)), type(np.dtype(np.float64))]
     allowed += [array.__reduce__()[0], (array.__reduce__()[0], "numpy.core.multiarray._reconstruct")]

@@ -1,5 +1,7 @@
 """The reference's images, the baselines derived from them, and the CLIP score."""
 
+import os
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +16,7 @@ from t2i.evaluation.baselines import coupled, noisy, reconstructed, shuffled
 from t2i.evaluation.clip_score import open_judge, own_family
 from t2i.evaluation.features import open_features
 from t2i.evaluation.frechet import Moments, Reference, frechet
+from t2i.evaluation.generated import native_sizes
 from t2i.evaluation.image_sets import to_uint8
 from t2i.evaluation.jackknife import distances, group_by, mean_of, moments_by_group
 from t2i.evaluation.protocol import Protocol
@@ -76,6 +79,18 @@ def test_bad_references_are_refused(tmp_path, folder):
     Image.fromarray(np.full((8, 8), np.nan, dtype=np.float32)).save(one / "1.tiff")
     with pytest.raises(ValueError, match=r"1 of 2 images are unreadable or hold NaN \(first: 1.tiff: .*finite"):
         open_reference(one, (16, 16))
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.npz", "pipe.parquet"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name}': a pipe or a device"):
+        open_reference(tmp_path / name, (16, 16))
+    with pytest.raises(ValueError, match="a pipe or a device"):
+        open_reference("/dev/null", (16, 16))
+    os.mkfifo(tmp_path / "1.png")
+    with pytest.raises(ValueError, match=r"1\.png: not a regular file"):
+        native_sizes(tmp_path)
 
 
 def test_statistics_of_others_are_refused(tmp_path):
