@@ -10,7 +10,8 @@ from PIL import Image
 from t2i.files import printable
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-VOID = ("area", "img", "source")  # elements without content
+POINT = 5  # pixels: the radius of a link in a figure
+VOID = ("img", "source")  # elements without content
 STYLE = """
 :root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; margin: clamp(.75rem, 4vw, 2rem); overflow-wrap: break-word }
@@ -38,7 +39,10 @@ figcaption { white-space: pre-line }
 .large figure { max-width: 33rem }
 .images { display: flex; flex-wrap: wrap; gap: .25rem }
 img { display: block; max-width: 100%; height: auto; background: white }
-td img, .map img { max-width: none }
+td img { max-width: none }
+svg { display: block; max-width: 100%; height: auto; background: white }
+circle { fill: transparent }
+a:hover circle { stroke: #d60 }
 .missing { width: 6rem; height: 6rem; border: 1px dashed }
 """
 
@@ -143,12 +147,13 @@ def gallery(figures: Iterable[Html], *, large: bool = False) -> Html:
 
 
 def image_map(data: bytes, name: str, areas: Iterable[tuple[int, int, str, str]]) -> Html:
-    """Returns a PNG whose points (x, y in pixels, URL, text) are links; `name` is unique in the page."""
+    """Returns a PNG whose points (x, y in pixels, URL, text) are links; it is scaled to the width of the window."""
     with Image.open(io.BytesIO(data)) as opened:
         width, height = opened.size
     links = [
-        element("area", shape="circle", coords=f"{x},{y},5", href=url, title=text, alt=text)
+        element("a", element("circle", element("title", text), cx=x, cy=y, r=POINT), href=url)
         for x, y, url, text in areas
     ]
-    shown = element("img", width=width, height=height, alt=name, src=data_url(data), usemap=f"#{name}")
-    return element("div", shown, element("map", *links, name=name), class_="map")
+    shown = element("image", width=width, height=height, href=data_url(data))
+    box = {"viewBox": f"0 0 {width} {height}", "role": "img", "aria-label": name}
+    return element("svg", shown, *links, width=width, height=height, **box)

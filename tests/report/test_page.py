@@ -1,11 +1,14 @@
 """Pages hold all that they show, and hostile text cannot break out of them."""
 
 import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
 from report.parser import Page
 
+import t2i
+import t2i.report.page
 from t2i.report.page import element, encode, escape, figure, gallery, image, image_map, page, section, settings, table
 
 HOSTILE = "</title><script>alert(1)</script>\" onerror='x' & \u202egnp.exe\x00"
@@ -39,11 +42,11 @@ def test_hostile_text_stays_text():
     parsed = Page(text)
     assert {tag for tag, _ in parsed.tags} == {
         *("html", "head", "meta", "title", "style", "body", "main", "section", "h1", "h2", "p", "div", "table", "tr"),
-        *("th", "td", "figure", "figcaption", "img", "map", "area", "pre"),
+        *("th", "td", "figure", "figcaption", "img", "svg", "image", "a", "circle", "pre"),
     }
     assert {name for _, attributes in parsed.tags for name in attributes} == {
         *("lang", "charset", "http-equiv", "content", "name", "class", "id", "width", "height", "alt", "title", "src"),
-        *("usemap", "shape", "coords", "href"),
+        *("viewbox", "role", "aria-label", "cx", "cy", "r", "href"),
     }
     assert parsed.texts["h1"][0].startswith("</title><script>alert(1)</script>\" onerror='x' & \\u202e")
     assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", text)
@@ -86,16 +89,28 @@ def test_images_have_their_size_and_their_bytes(format):
     assert tags[1][1]["media"] == "(prefers-color-scheme: dark)" and tags[1][1]["srcset"] != tags[2][1]["src"]
 
 
-def test_points_of_an_image_map_are_links():
+def test_points_of_a_figure_are_links_and_it_fits_the_window():
     parsed = Page(image_map(encode(RED), "curves", [(1, 2, "#row-3", "run a: fd 1.5"), (4, 2, "#row-4", "run b")]))
-    areas = [attributes for tag, attributes in parsed.tags if tag == "area"]
-    assert areas[0] == {
-        "shape": "circle",
-        "coords": "1,2,5",
-        "href": "#row-3",
-        "title": "run a: fd 1.5",
-        "alt": "run a: fd 1.5",
-    }
-    assert [a["href"] for a in areas] == ["#row-3", "#row-4"]
-    (img,) = [attributes for tag, attributes in parsed.tags if tag == "img"]
-    assert img["usemap"] == "#curves" and ("map", {"name": "curves"}) in parsed.tags and img["width"] == "6"
+    circles = [attributes for tag, attributes in parsed.tags if tag == "circle"]
+    assert circles == [{"cx": "1", "cy": "2", "r": "5"}, {"cx": "4", "cy": "2", "r": "5"}]
+    assert [attributes for tag, attributes in parsed.tags if tag == "a"] == [{"href": "#row-3"}, {"href": "#row-4"}]
+    assert parsed.texts["title"] == ["run a: fd 1.5", "run b"]
+    (svg,) = [attributes for tag, attributes in parsed.tags if tag == "svg"]
+    assert svg["viewbox"] == "0 0 6 4" and svg["aria-label"] == "curves"
+    style = page("", "")
+    assert re.search(r"\nimg \{[^}]*max-width: 100%", style) and re.search(r"\nsvg \{[^}]*max-width: 100%", style)
+    assert re.search(r"\ndiv \{ overflow-x: auto \}", style)  # of tables
+
+
+def test_every_page_of_the_project_is_made_here():
+    """So each has the policy: no other module writes a document, a style or a script."""
+    own = Path(t2i.report.page.__file__)
+    for path in Path(t2i.__file__).parent.rglob("*.py"):
+        text = path.read_text().lower()
+        marks = ("<!doctype", "<html", "<body", "<style", "<script", "<iframe", "content-security-policy")
+        if path != own:
+            assert not [mark for mark in marks if mark in text], path
+    texts = [page("", ""), page("a", "b", section("c"), bad=True)]
+    for text in texts:
+        head = text[: text.index("<title>")]
+        assert 'http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; style-src' in head

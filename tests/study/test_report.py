@@ -154,10 +154,10 @@ def test_every_point_leads_to_its_row_and_that_to_its_run(tmp_path):
     said = report.write(tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "report.html" in said[-1] and page.index("Sensitivity of the set-up") < page.index("Conclusions")
-    links = re.findall(r'<area shape="circle" coords="(\d+),(\d+),5" href="#(row-\d+)" title="([^"]+)"', page)
+    links = re.findall(r'<a href="#(row-\d+)"><circle cx="(\d+)" cy="(\d+)" r="5"><title>[^<]+</title>', page)
     size = Image.open(tmp_path / "curves.png").size
-    assert len(links) > 100 and all(f'<tr id="{where}">' in page for *_, where, _ in links)
-    assert all(int(x) >= 0 for x, *_ in links) and size[0] > 1000
+    assert len(links) > 100 and all(f'<tr id="{where}">' in page for where, *_ in links)
+    assert all(int(x) >= 0 for _, x, _ in links) and size[0] > 1000
     runs = set(re.findall(r'href="#(run-[\w.]+)"', page)) - {"run-real", "run-vae", "run-shuffled"}
     assert runs and all(f'id="{name}"' in page for name in runs)
     assert 'src="http' not in page and "<h2>Limits</h2>" in page and "0123456789ab" in page
