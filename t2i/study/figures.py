@@ -32,6 +32,9 @@ def curves(results: Results) -> Drawing:
     with canvas(2, width=6.6, height=5.4) as drawing:
         for axes, axis in zip(drawing.axes[0], ("encoder", "unet"), strict=True):
             by_run = _runs_on(results, axis)
+            if not by_run:
+                axes.set_axis_off()
+                continue
             for name, colour in colours(list(dict.fromkeys(about[axis] for about in by_run.values()))).items():
                 runs = [run for run, about in by_run.items() if about[axis] == name]
                 _curve(drawing, axes, results, runs, name, colour)
@@ -43,7 +46,7 @@ def curves(results: Results) -> Drawing:
             axes.yaxis.set_minor_formatter("{x:g}")
             axes.tick_params(axis="y", which="minor", labelsize=7)
             axes.set_title("text encoders, one U-Net" if axis == "encoder" else "U-Nets, one text encoder")
-            axes.legend(fontsize=7)
+            _legend(axes)
         _equalise(drawing.axes[0])
         return drawing.draw()
 
@@ -78,6 +81,8 @@ def _curve(drawing: Canvas, axes: "Axes", results: Results, runs: list[str], nam
         clouds.append(cloud)
         means.append(np.mean(cloud, 0))
         axes.annotate(f"{w:g}", means[-1], fontsize=6, color=colour, xytext=(3, 3), textcoords="offset points")
+    if not means:
+        return
     line = np.array(means)
     axes.plot(line[:, 0], line[:, 1], "-", color=colour, linewidth=1.4, label=f"{name} ({len(runs)})")
     for one, other in pairwise(clouds):
@@ -89,12 +94,24 @@ def _curve(drawing: Canvas, axes: "Axes", results: Results, runs: list[str], nam
         axes.fill(corners[:, 0], corners[:, 1], color=colour, alpha=0.15, linewidth=0)
 
 
-def sizes(results: Results) -> Drawing:
-    """Draws metrics against log10 parameters, encoders beside U-Nets on equal axes, with slopes and intervals."""
-    metrics = [m for m in (*compared(results), INFO) if any(n.metric == m for n in results.rows)]
+def sizes(results: Results) -> Drawing | None:
+    """Draws metrics against log10 parameters, encoders beside U-Nets on equal axes, with slopes and intervals.
+
+    Axes without a family of two sizes are left out; returns None if there is none at all.
+    """
+
+    def has_sizes(axis: str, metric: str) -> bool:
+        return any(name and len(group) > 1 for name, group in points(results, axis, metric).items())
+
+    metrics = [m for m in (*compared(results), INFO) if has_sizes("encoder", m) or has_sizes("unet", m)]
+    if not metrics:
+        return None
     with canvas(2, len(metrics), width=6.4, height=4.0) as drawing:
         for row, metric in zip(drawing.axes, metrics, strict=True):
             for axes, axis in zip(row, ("encoder", "unet"), strict=True):
+                if not has_sizes(axis, metric):
+                    axes.set_axis_off()
+                    continue
                 groups = points(results, axis, metric)
                 for name, colour in colours([name for name in groups if name]).items():
                     interval = slope(groups[name]) if is_sensitive(results) else None
@@ -109,7 +126,7 @@ def sizes(results: Results) -> Drawing:
                 w = guidance_of(results, metric)
                 axes.set(xscale="log", xlabel=f"parameters of the {'text encoder' if axis == 'encoder' else 'U-Net'}")
                 axes.set_ylabel(_axis_label(results, metric) + ("" if w is None else f" at guidance {w:g}"))
-                axes.legend(fontsize=7)
+                _legend(axes)
             _equalise(row)
         return drawing.draw()
 
@@ -164,8 +181,16 @@ def _axis_label(results: Results, metric: str) -> str:
     return name + bracket + features.rpartition("/")[2]
 
 
+def _legend(axes: "Axes") -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7)
+
+
 def _equalise(row: Any) -> None:
-    """Gives axes side by side equal limits."""
+    """Gives axes side by side equal limits, apart from those that are left out."""
+    row = [axes for axes in row if axes.axison]
+    if not row:
+        return
     low, high = min(axes.get_ylim()[0] for axes in row), max(axes.get_ylim()[1] for axes in row)
     first, last = min(axes.get_xlim()[0] for axes in row), max(axes.get_xlim()[1] for axes in row)
     for axes in row:

@@ -45,6 +45,8 @@ def write(folder: str | Path) -> list[str]:
     results = read_results(folder)
     candidates = {"curves": figures.curves(results), "sizes": figures.sizes(results), "skills": figures.skills(results)}
     drawings = {name: drawing for name, drawing in candidates.items() if drawing is not None}
+    for name in candidates.keys() - drawings.keys():
+        (folder / f"{name}.png").unlink(missing_ok=True)
     for name, drawing in drawings.items():
         write_bytes(folder / f"{name}.png", drawing.png)
     if (sheet := sheets(results, folder)) is not None:
@@ -70,7 +72,8 @@ def render(results: Results, drawings: dict[str, Drawing], sheet: Image.Image | 
     biased = [element("p", f"{name}: {why}", class_="note") for name, why in flagged.items()]
     curves = _linked("curves", drawings["curves"])
     parts.append(html.section("Distance against alignment, by guidance", curves, element("p", note), *biased))
-    parts.append(html.section("Size", _linked("sizes", drawings["sizes"]), element("p", BARS)))
+    if "sizes" in drawings:
+        parts.append(html.section("Size", _linked("sizes", drawings["sizes"]), element("p", BARS)))
     if "skills" in drawings:
         parts.append(html.section("Skills", _linked("skills", drawings["skills"]), element("p", SKILL_BARS)))
     parts.append(html.section("Baselines", _baselines(results)))

@@ -26,6 +26,7 @@ def write_study(
     oracle: bool = True,
     start: float = 0.3,
     exact: bool = False,
+    controls_only: bool = False,
 ) -> None:
     """Binding = start + slope * log10(parameters / smallest) + noise of a seed and run; FD falls by as much.
 
@@ -33,10 +34,10 @@ def write_study(
     """
     runs: list[tuple[str, str, str, int, float, float]] = []
     for seed in range(seeds):
-        for name, size in ENCODERS.items():
+        for name, size in () if controls_only else ENCODERS.items():
             gain = encoder_slope * math.log10(size / 5e4)
             runs.append((name, "base", "ladder", seed, start + gain, 2.0 - gain))
-        for name, size in UNETS.items():
+        for name, size in () if controls_only else UNETS.items():
             if name != "base":
                 gain = 0.2 * (encoder_slope != 0) + unet_slope * math.log10(size / 1e6)
                 runs.append(("large", name, "ladder", seed, start + gain, 2.0 - gain))

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import warnings
 
 import pytest
 import torch
@@ -260,3 +261,20 @@ def test_what_two_runs_share_cancels_in_their_difference(tmp_path):
     together = contrasts.contrast(results, "binding")
     assert alone is not None and together is not None and together.se == pytest.approx(alone.se)
     assert together.ratio > 5 and together.seeds == 1
+
+
+def test_controls_alone_have_no_empty_axes_and_no_warning(tmp_path):
+    write_study(tmp_path, controls_only=True)
+    (tmp_path / "sizes.png").write_bytes(b"of an earlier state")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        lines = report.write(tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>Size</h2>" not in page and not (tmp_path / "sizes.png").exists() and "sizes.png" not in lines[-1]
+    results = read_results(tmp_path)
+    assert figures.sizes(results) is None
+    drawing = Image.open(io.BytesIO(figures.curves(results).png)).convert("L")
+    right = drawing.crop((drawing.width // 2 + 40, 0, drawing.width, drawing.height))
+    assert right.getextrema() == (255, 255)  # there are no U-Nets to compare
+    write_study(tmp_path, encoder_slope=0.1, unet_slope=0)
+    assert figures.sizes(read_results(tmp_path)) is not None
