@@ -23,6 +23,7 @@ from t2i.data.dataset import ImageDataset
 from t2i.data.scenes import minimal_captions
 from t2i.data.transforms import TRANSFORM
 from t2i.evaluation.baselines import SHUFFLED as SHUFFLED_CAPTIONS
+from t2i.evaluation.baselines import decoded
 from t2i.evaluation.clip_score import open_judge, own_family
 from t2i.evaluation.evaluate import evaluate
 from t2i.evaluation.evaluation import Evaluation
@@ -32,7 +33,7 @@ from t2i.evaluation.image_sets import ImageSet, to_uint8
 from t2i.evaluation.protocol import Protocol, prompts_hash
 from t2i.evaluation.reference import ReferenceImages
 from t2i.evaluation.rows import Extra, Row, read_rows, write_rows
-from t2i.evaluation.scene_parser import VERSION, reconstructed
+from t2i.evaluation.scene_parser import VERSION
 from t2i.evaluation.scoring import SKILL
 from t2i.evaluation.store import Store
 from t2i.files import read_json
@@ -164,13 +165,24 @@ def folder_of(lab: Lab, run: Run) -> Path:
     return run.folder(lab.recipe) / f"evaluate-{lab.key}"
 
 
+def head_of(folder: Path) -> dict[str, Any]:
+    """Returns the metrics.json of a folder, {} if there is none; a damaged one is refused with the way out."""
+    path = folder / "metrics.json"
+    if not path.is_file():
+        return {}
+    try:
+        head = read_json(path)
+        if not (isinstance(head.get("rows"), list) and isinstance(head.get("run", {}), dict)):
+            raise ValueError(f"{path}: not the numbers of a study")
+    except ValueError as error:
+        raise ValueError(f"{error}: delete this file, and the same command measures it again") from None
+    return head
+
+
 def is_evaluated(lab: Lab, run: Run) -> bool:
     """Returns True if all numbers of a run exist."""
-    path = folder_of(lab, run) / "metrics.json"
-    if not path.is_file():
-        return False
-    head = read_json(path)
-    return head["guidance"] == list(lab.settings.guidance) and "replicates" in head["run"]
+    head = head_of(folder_of(lab, run))
+    return head.get("guidance") == list(lab.settings.guidance) and "replicates" in head["run"]
 
 
 def evaluate_run(lab: Lab, run: Run) -> None:
@@ -179,7 +191,7 @@ def evaluate_run(lab: Lab, run: Run) -> None:
     trained = TrainedRun(lab, run)
     rows: dict[float | None, list[Row]] = {None: []}
     replicates: dict[str, list[float]] = {}
-    if (folder / "metrics.json").is_file() and "replicates" in (head := read_json(folder / "metrics.json"))["run"]:
+    if "replicates" in (head := head_of(folder)).get("run", {}):
         replicates = head["run"]["replicates"]
         rows |= {w: [] for w in head["guidance"]}
         for row in read_rows(folder):
@@ -318,8 +330,7 @@ def baselines_folder(lab: Lab) -> Path:
 
 def has_baselines(lab: Lab) -> bool:
     """Returns True if the baselines' rows exist."""
-    path = baselines_folder(lab) / "metrics.json"
-    return path.is_file() and "rows" in read_json(path)
+    return "rows" in head_of(baselines_folder(lab))
 
 
 def write_baselines(lab: Lab) -> None:
@@ -327,9 +338,9 @@ def write_baselines(lab: Lab) -> None:
     only = [lab.open(config, name) for name, config in lab.settings.only.items()]
     sources = [(lab.test, lab.rows), *((images, images.usable.tolist()) for images in only)]
     real = torch.cat([to_uint8(images.batch(rows)) for images, rows in sources])
-    decoded = torch.cat([reconstructed(lab.vae, part).cpu() for part in real.split(lab.settings.batch)])
+    coded = torch.cat([decoded(lab.vae, part).cpu() for part in real.split(lab.settings.batch)])
     rows: dict[str, list[Row]] = {SHUFFLED: []}
-    for name, pixels in ((REAL, real), (VAE, decoded)):
+    for name, pixels in ((REAL, real), (VAE, coded)):
         subject = RealImages(name, lab.captions, pixels, lab.extra)
         every = evaluate(subject, replace(lab.evaluation, shuffled=name == REAL))
         assert every is not None

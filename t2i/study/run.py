@@ -10,7 +10,7 @@ from typing import Any
 from t2i.component import read_safetensors
 from t2i.data.transforms import to_float, to_pixels
 from t2i.evaluation.rows import read_rows
-from t2i.files import lock, read_json, write_png
+from t2i.files import check_writable, lock, read_json, write_png
 from t2i.report.grid import image_grid
 from t2i.study import measure, prepare
 from t2i.study.measure import Lab
@@ -47,7 +47,7 @@ def study(recipe: StudyRecipe) -> list[str]:
         train = train_recipe(recipe, run)
         check_run(train, couples_batch=False)
         check_steps(recipe, run)
-    recipe.folder.mkdir(parents=True, exist_ok=True)
+    check_writable(recipe.folder)
     lab = Lab(recipe)
     done = work(stages_of(recipe, lab), recipe.folder / "claims", lambda text: print(text, flush=True))
     collect(recipe, lab)
@@ -130,7 +130,7 @@ def collect(recipe: StudyRecipe, lab: Lab) -> Path:
         rows = read_rows(measure.baselines_folder(lab)) if measure.has_baselines(lab) else []
         for run in finished:
             rows += read_rows(measure.folder_of(lab, run))
-        runs = {run.name: read_json(measure.folder_of(lab, run) / "metrics.json")["run"] for run in finished}
+        runs = {run.name: measure.head_of(measure.folder_of(lab, run))["run"] for run in finished}
         write_results(rows, runs, _about(recipe, lab), folder)
         (folder / "sheets").mkdir(parents=True, exist_ok=True)
         for run in finished:

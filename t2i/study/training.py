@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from t2i import randomness
 from t2i.files import read_json
 from t2i.generator.unet import UNet
-from t2i.generator.unet_config import UNetConfig
 from t2i.study.plan import Run
 from t2i.study.prepare import encoder_file, resolved, train_next
 from t2i.study.recipe import StudyRecipe
@@ -65,10 +65,11 @@ def train_run(recipe: StudyRecipe, run: Run) -> None:
 
 def initial_unet(recipe: GeneratorRecipe, frozen: Frozen) -> UNet:
     """Returns the initial U-Net: the body depends on the seed only, the projector whitens the encoder's states."""
-    config = network_config(recipe, frozen)
+    channels, width = frozen.vae.config.latent_channels, recipe.unet.cross_attention_dim
+    update = {"in_channels": channels, "out_channels": channels, "sample_size": recipe.size // frozen.vae.factor}
+    config = recipe.unet.model_copy(update=update)
     torch.manual_seed(randomness.generator(recipe.seed, "init").initial_seed())
     body = UNet(config)
-    width = config.cross_attention_dim
     assert isinstance(width, int)
     cache = build_caches(recipe, frozen, quiet=True).train
     states = cache.conditioning(torch.arange(min(STATES, len(cache)))).tokens.flatten(0, 1)
@@ -79,18 +80,16 @@ def initial_unet(recipe: GeneratorRecipe, frozen: Frozen) -> UNet:
     return unet
 
 
-def network_config(recipe: GeneratorRecipe, frozen: Frozen) -> UNetConfig:
-    """Returns the config of the U-Net without the projector, which does not depend on the encoder's width."""
-    channels = frozen.vae.config.latent_channels
-    update = {"in_channels": channels, "out_channels": channels, "sample_size": recipe.size // frozen.vae.factor}
-    return recipe.unet.model_copy(update=update)
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """Returns the logged lines of a run's training."""
+    text = (folder / TRAINED / "metrics.jsonl").read_text(encoding="utf8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def train_seconds(folder: Path) -> float:
     """Returns the seconds of a run's steps without interruptions: samples over samples a second, line by line."""
     seconds, before = 0.0, 0
-    for line in (folder / TRAINED / "metrics.jsonl").read_text(encoding="utf8").splitlines():
-        row = json.loads(line)
+    for row in logged(folder):
         if "samples_per_second" in row:
             seconds += (row["samples"] - before) / row["samples_per_second"]
             before = row["samples"]
@@ -99,8 +98,7 @@ def train_seconds(folder: Path) -> float:
 
 def trained_steps(folder: Path) -> int:
     """Returns the number of steps that a finished run was trained for."""
-    lines = (folder / TRAINED / "metrics.jsonl").read_text(encoding="utf8").splitlines()
-    return json.loads(lines[-1])["step"]
+    return logged(folder)[-1]["step"]
 
 
 def network_parameters(unet: UNet) -> tuple[int, int]:

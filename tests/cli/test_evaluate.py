@@ -314,6 +314,44 @@ def test_the_numbers_of_another_model_are_kept(t2i, world, tmp_path):
     assert code == 0 and "o: its numbers of fd are replaced; another folder (-o) would keep them" in err, err
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_drawn(t2i, world, tmp_path, counted):
+    (tmp_path / "file").write_text("")
+    for flags in ((), ("--variance",)):
+        code, _, err = t2i(*asked(world, "file/o", **{"--metrics": "fd", "--n": 8}), *flags)
+        assert code == 1 and "file/o/.writable: not written (" in err and "Traceback" not in err, err
+    assert not counted
+
+
+def test_a_metrics_file_cut_off_names_the_way_out_which_works(t2i, world, tmp_path, counted):
+    flags = {"--metrics": "fd", "--n": 8, "--cfg": "1"}
+    assert t2i(*asked(world, "o", **flags), "--no-anchors")[0] == 0
+    path = tmp_path / "o" / "metrics.json"
+    whole, drawn = path.read_bytes(), len(counted)
+    for data in (whole[:100], b"", b'{"schema_version": 1, "rows": 3}'):
+        path.write_bytes(data)
+        code, _, err = t2i(*asked(world, "o", **flags), "--no-anchors")
+        assert code == 2 and "o/metrics.json: " in err and "delete this file, and the same command" in err, err
+    path.unlink()
+    assert t2i(*asked(world, "o", **flags), "--no-anchors")[0] == 0
+    assert path.read_bytes() == whole and len(counted) == drawn
+
+
+def test_a_flipped_bit_in_the_store_is_repaired_and_reported(t2i, world, tmp_path, counted):
+    flags = {"--metrics": "fd", "--n": 8, "--cfg": "1"}
+    assert t2i(*asked(world, "o", **flags), "--no-anchors")[0] == 0
+    before, drawn = values(tmp_path / "o"), len(counted)
+    for stage in ("pictures", "features", "numbers"):
+        path = min((tmp_path / "o" / "cache" / stage).glob("*.npz"))
+        data = bytearray(path.read_bytes())
+        data[150] ^= 1  # in the first array
+        path.write_bytes(data)
+    code, _, err = t2i(*asked(world, "o", **flags), "--no-anchors")
+    assert code == 0 and err.count("damaged (") == 3 and values(tmp_path / "o") == before, err
+    assert len(counted) == drawn + 1
+    code, _, err = t2i(*asked(world, "o", **flags), "--no-anchors")
+    assert code == 0 and "damaged" not in err and len(counted) == drawn + 1
+
+
 def test_from_guidance_zero_to_the_next(t2i, world, tmp_path):
     code, _, err = t2i(*asked(world, "o", **{"--metrics": "fd", "--n": 8, "--cfg": "0,1"}), "--no-anchors")
     assert code == 0, err

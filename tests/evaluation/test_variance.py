@@ -150,6 +150,13 @@ def test_bad_input(study, model, reference, tmp_path):
         assert not out.exists()
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_sampling(study, model, reference, tmp_path, monkeypatch):
+    monkeypatch.setattr("t2i.evaluation.variance.sample", None)
+    (tmp_path / "file").write_text("")
+    code, _, err = study("-m", model, "--reference", reference, "--steps", 2, "-o", tmp_path / "file" / "o")
+    assert code == 1 and "file/o/.writable: not written (" in err and "Traceback" not in err, err
+
+
 def test_an_evaluation_compares_variances_too(monkeypatch, capsys, model, reference, tmp_path):
     flags = ["--metrics", "vlb", "--variance", "--steps", 3, "--cfg", "2", "--n", 4, "--device", "cpu", "--no-anchors"]
     command = ["t2i", "evaluate", "-m", model, "--reference", reference, *flags, "-o", tmp_path / "o"]
