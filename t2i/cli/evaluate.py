@@ -136,7 +136,9 @@ def evaluate(
 
 def parse_guidances(text: str | None) -> tuple[float, ...] | None:
     """Parses "1,1.5,2" as numbers, each once."""
+    if text is None:
+        return None
     try:
-        return text and tuple(dict.fromkeys(float(part) for part in text.split(",")))
+        return tuple(dict.fromkeys(float(part) for part in text.split(",")))
     except ValueError:
         raise ConfigError("cfg", "give numbers separated by commas, for example 1,1.5,2,4", text) from None

@@ -45,7 +45,11 @@ class Subject(Protocol):
     size: tuple[int, int]
     prompts: list[str]
     extra: dict[str, list[str]]
-    fingerprint: str | None  # of the model, if it is known
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The hash of the model, if it is known."""
+        ...
 
     def image_sets(self, store: Store, batch: int) -> dict[float | None, ImageSet]:
         """Returns the images of all prompts by guidance."""

@@ -14,6 +14,7 @@ from t2i.study.results import Results
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+AXES = ("encoder", "unet")  # encoders with one U-Net, U-Nets with one encoder
 SKILLS = (EXACT, "binding", "shape", "colour", "count", "relation", "negation", "held_out_pairs", "held_out_words")
 BASELINE_STYLE = {"real": ("k", "--"), "vae": ("tab:gray", ":"), "shuffled": ("tab:red", ":")}
 
@@ -29,12 +30,9 @@ def colours(names: list[str]) -> dict[str, Any]:
 def curves(results: Results) -> Drawing:
     """Draws distance against alignment with guidance along each curve: encoders left, U-Nets right, on equal axes."""
     alignment = results.study["alignment"]
-    with canvas(2, width=6.6, height=5.4) as drawing:
-        for axes, axis in zip(drawing.axes[0], ("encoder", "unet"), strict=True):
-            by_run = _runs_on(results, axis)
-            if not by_run:
-                axes.set_axis_off()
-                continue
+    runs_on = {axis: by_run for axis in AXES if (by_run := _runs_on(results, axis))}
+    with canvas(max(1, len(runs_on)), width=6.6, height=5.4) as drawing:
+        for axes, (axis, by_run) in zip(drawing.axes[0], runs_on.items(), strict=False):
             for name, colour in colours(list(dict.fromkeys(about[axis] for about in by_run.values()))).items():
                 runs = [run for run, about in by_run.items() if about[axis] == name]
                 _curve(drawing, axes, results, runs, name, colour)
@@ -97,7 +95,7 @@ def _curve(drawing: Canvas, axes: "Axes", results: Results, runs: list[str], nam
 def sizes(results: Results) -> Drawing | None:
     """Draws metrics against log10 parameters, encoders beside U-Nets on equal axes, with slopes and intervals.
 
-    Axes without a family of two sizes are left out; returns None if there is none at all.
+    Axes without a family of two sizes are left empty or out; returns None if there is none at all.
     """
 
     def has_sizes(axis: str, metric: str) -> bool:
@@ -106,9 +104,10 @@ def sizes(results: Results) -> Drawing | None:
     metrics = [m for m in (*compared(results), INFO) if has_sizes("encoder", m) or has_sizes("unet", m)]
     if not metrics:
         return None
-    with canvas(2, len(metrics), width=6.4, height=4.0) as drawing:
+    columns = [axis for axis in AXES if any(has_sizes(axis, metric) for metric in metrics)]
+    with canvas(len(columns), len(metrics), width=6.4, height=4.0) as drawing:
         for row, metric in zip(drawing.axes, metrics, strict=True):
-            for axes, axis in zip(row, ("encoder", "unet"), strict=True):
+            for axes, axis in zip(row, columns, strict=True):
                 if not has_sizes(axis, metric):
                     axes.set_axis_off()
                     continue
@@ -117,12 +116,14 @@ def sizes(results: Results) -> Drawing | None:
                     interval = slope(groups[name]) if is_sensitive(results) else None
                     label = name if interval is None else f"{name}: {format_interval(interval)} a decade"
                     _ladder(drawing, axes, groups[name], label, colour)
+                controls: dict[float, list[Point]] = {}
                 for control in groups.get("", []):
-                    mean = control.mean.value
+                    controls.setdefault(control.mean.value, []).append(control)
+                for mean, equal in controls.items():
                     axes.axhline(mean, color="0.4", linewidth=0.8, linestyle="--")
                     where = {"xycoords": ("axes fraction", "data"), "fontsize": 6, "ha": "right"}
-                    axes.annotate(control.name, (0.995, mean), **where)
-                    drawing.link(axes.get_yaxis_transform(), 0.5, mean, next(iter(control.numbers.values())))
+                    axes.annotate(", ".join(point.name for point in equal), (0.995, mean), **where)
+                    drawing.link(axes.get_yaxis_transform(), 0.5, mean, next(iter(equal[0].numbers.values())))
                 w = guidance_of(results, metric)
                 axes.set(xscale="log", xlabel=f"parameters of the {'text encoder' if axis == 'encoder' else 'U-Net'}")
                 axes.set_ylabel(_axis_label(results, metric) + ("" if w is None else f" at guidance {w:g}"))

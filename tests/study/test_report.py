@@ -273,8 +273,7 @@ def test_controls_alone_have_no_empty_axes_and_no_warning(tmp_path):
     assert "<h2>Size</h2>" not in page and not (tmp_path / "sizes.png").exists() and "sizes.png" not in lines[-1]
     results = read_results(tmp_path)
     assert figures.sizes(results) is None
-    drawing = Image.open(io.BytesIO(figures.curves(results).png)).convert("L")
-    right = drawing.crop((drawing.width // 2 + 40, 0, drawing.width, drawing.height))
-    assert right.getextrema() == (255, 255)  # there are no U-Nets to compare
+    one = figures.curves(results).size  # there are no U-Nets to compare
     write_study(tmp_path, encoder_slope=0.1, unet_slope=0)
-    assert figures.sizes(read_results(tmp_path)) is not None
+    both = read_results(tmp_path)
+    assert figures.sizes(both) is not None and figures.curves(both).size[0] == 2 * one[0]
