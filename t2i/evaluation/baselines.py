@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from t2i import randomness
 from t2i.autoencoder.kl import AutoencoderKL
 from t2i.autoencoder.runner import VAERunner
-from t2i.data.transforms import to_float, to_pixels
+from t2i.data.transforms import to_float
 from t2i.evaluation.evaluation import Evaluation
 from t2i.evaluation.frechet import Reference, distance, merged, warn_of_few
 from t2i.evaluation.generated import ModelSamples, Subject
@@ -157,14 +156,6 @@ def reconstructed(read: Read, vae: AutoencoderKL, runner: VAERunner | None = Non
         return to_uint8(runner.decode(vae, latents))
 
     return read_back
-
-
-@torch.no_grad()
-def decoded(vae: AutoencoderKL, images: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]:
-    """Returns images decoded from the mean of q(z | x), by the network alone: without `VAERunner` and its checks."""
-    weight = next(vae.parameters())
-    pixels = to_pixels(vae.decode(vae.encode(to_float(images).to(weight.device, weight.dtype)).mean))
-    return torch.from_numpy(np.stack([np.asarray(image) for image in pixels])).permute(0, 3, 1, 2)
 
 
 def noisy(read: Read, std: float, seed: int = 0) -> Read:

@@ -23,7 +23,6 @@ from t2i.data.dataset import ImageDataset
 from t2i.data.scenes import minimal_captions
 from t2i.data.transforms import TRANSFORM
 from t2i.evaluation.baselines import SHUFFLED as SHUFFLED_CAPTIONS
-from t2i.evaluation.baselines import decoded
 from t2i.evaluation.clip_score import open_judge, own_family
 from t2i.evaluation.evaluate import evaluate
 from t2i.evaluation.evaluation import Evaluation
@@ -33,7 +32,7 @@ from t2i.evaluation.image_sets import ImageSet, to_uint8
 from t2i.evaluation.protocol import Protocol, prompts_hash
 from t2i.evaluation.reference import ReferenceImages
 from t2i.evaluation.rows import Extra, Row, read_rows, write_rows
-from t2i.evaluation.scene_parser import VERSION
+from t2i.evaluation.scene_parser import VERSION, reconstructed
 from t2i.evaluation.scoring import SKILL
 from t2i.evaluation.store import Store
 from t2i.files import read_json
@@ -338,9 +337,9 @@ def write_baselines(lab: Lab) -> None:
     only = [lab.open(config, name) for name, config in lab.settings.only.items()]
     sources = [(lab.test, lab.rows), *((images, images.usable.tolist()) for images in only)]
     real = torch.cat([to_uint8(images.batch(rows)) for images, rows in sources])
-    coded = torch.cat([decoded(lab.vae, part).cpu() for part in real.split(lab.settings.batch)])
+    decoded = torch.cat([reconstructed(lab.vae, part).cpu() for part in real.split(lab.settings.batch)])
     rows: dict[str, list[Row]] = {SHUFFLED: []}
-    for name, pixels in ((REAL, real), (VAE, coded)):
+    for name, pixels in ((REAL, real), (VAE, decoded)):
         subject = RealImages(name, lab.captions, pixels, lab.extra)
         every = evaluate(subject, replace(lab.evaluation, shuffled=name == REAL))
         assert every is not None

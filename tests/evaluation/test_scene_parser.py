@@ -25,15 +25,16 @@ from t2i.data.scenes import (
     pixels,
     scene_of,
 )
-from t2i.evaluation.baselines import decoded
 from t2i.evaluation.scene_parser import (
     MEANING,
     Part,
     Unparseable,
     aggregate,
+    ceiling,
     judge,
     parse,
     read,
+    reconstructed,
     score,
     score_all,
 )
@@ -236,20 +237,13 @@ def test_intervals_hold_the_truth():
     assert held >= 0.9 * 200
 
 
-def ceiling(source: ScenesSource, vae: AutoencoderKL | None = None):
-    """The skills of a source's own scenes, as rendered or through a VAE's latents."""
-    scenes = [source.scene(i) for i in range(len(source))]
-    images = torch.stack([pixels(scene, SIDE) for scene in scenes])
-    return aggregate(score_all(images if vae is None else decoded(vae, images), [scene.caption for scene in scenes]))
-
-
 def test_the_ceiling_is_that_of_the_autoencoder():
     source = ScenesSource(40, seed=3, subset="validation", pixels=SIDE)
-    clean = ceiling(source)
+    clean = ceiling(source, SIDE, batch=16)
     assert clean["exact"].value == 1 and clean["exact"].n == 40
     torch.manual_seed(0)
     config = AutoencoderKLConfig(block_out_channels=(8, 16), latent_channels=2, norm_num_groups=4)
-    untrained = ceiling(source, AutoencoderKL(config))
+    untrained = ceiling(source, SIDE, AutoencoderKL(config), batch=16)
     assert untrained["exact"].hits == 0 and untrained["exact"].n == 40
 
 
@@ -263,7 +257,7 @@ class Gray(AutoencoderKL):
 def test_reconstructions_are_pixels():
     config = AutoencoderKLConfig(block_out_channels=(8, 16), latent_channels=2, norm_num_groups=4)
     pictures = torch.stack([pixels(scene, SIDE) for scene in SCENES[:3]])
-    found = decoded(Gray(config), pictures)
+    found = reconstructed(Gray(config), pictures)
     assert found.dtype == torch.uint8 and found.shape == pictures.shape and (found == 255).all()
 
 

@@ -1,5 +1,6 @@
 """Scenes read from images without any network, by inverting the renderer, and compared with captions."""
 
+from t2i.evaluation.scene_parser.ceiling import ceiling, reconstructed
 from t2i.evaluation.scene_parser.rates import Rate, aggregate
 from t2i.evaluation.scene_parser.reader import VERSION, Reading, Unparseable, parse, read
 from t2i.evaluation.scene_parser.score import MEANING, Part, Skills, judge, score, score_all
@@ -13,9 +14,11 @@ __all__ = [
     "Skills",
     "Unparseable",
     "aggregate",
+    "ceiling",
     "judge",
     "parse",
     "read",
+    "reconstructed",
     "score",
     "score_all",
 ]
