@@ -21,6 +21,7 @@ from t2i.evaluation.image_sets import ImageSet, batches, stored, to_uint8
 from t2i.evaluation.protocol import prompts_hash
 from t2i.evaluation.reference import ReferenceImages, open_reference
 from t2i.evaluation.store import Arrays, Store, Task, digest
+from t2i.files import MOST_BYTES, check_regular
 from t2i.pipeline import Pipeline, Request
 from t2i.pipeline.outputs import METADATA
 from t2i.pipeline.resolved import PreparedRequest
@@ -235,8 +236,7 @@ def native_sizes(folder: Path) -> set[tuple[int, int]]:
         paths = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
     sizes = set()
     for path in paths:
-        if not path.is_file():
-            raise ValueError(f"{path}: not a regular file")
+        check_regular(path, MOST_BYTES)
         try:
             with Image.open(path) as image:
                 sizes.add(image.size)

@@ -10,13 +10,13 @@ import torch
 
 from t2i.evaluation.frechet import Reference, factor_of
 from t2i.evaluation.protocol import IDENTITY
-from t2i.files import atomic_file
+from t2i.files import atomic_file, check_regular
 
 FORMAT = 1
 AXES = {"t2i": 0, "identity": 0, "n": 0, "trace": 0, "mean": 1, "factor": 2, "mu": 1, "sigma": 2}  # of known arrays
 MOST_DIMS = 2**14  # of features: those of Inception have 2048
 MOST_TEXT = 2**16  # bytes of the identity
-MOST_BYTES = 8 * (MOST_DIMS + 1) * MOST_DIMS  # of the arrays in a pickle
+MOST_BYTES = 8 * (MOST_DIMS + 2) * MOST_DIMS  # of a file, and of the arrays in a pickle
 
 
 def save_reference(reference: Reference, path: str | Path) -> None:
@@ -41,8 +41,9 @@ def save_reference(reference: Reference, path: str | Path) -> None:
 def load_reference(path: str | Path) -> Reference:
     """Reads the reference in a file; files of other programs have no `identity` of features and images."""
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
+    if not path.exists():
+        raise ValueError(f"{path}: no such file")
+    check_regular(path, MOST_BYTES)
     arrays = _torch_fidelity(path) if path.suffix in (".pt", ".pth") else _npz(path)
     if "t2i" in arrays and path.suffix == ".npz":
         return _own(arrays, path)

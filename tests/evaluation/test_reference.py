@@ -89,7 +89,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name):
     with pytest.raises(ValueError, match="a pipe or a device"):
         open_reference("/dev/null", (16, 16))
     os.mkfifo(tmp_path / "1.png")
-    with pytest.raises(ValueError, match=r"1\.png: not a regular file"):
+    with pytest.raises(ValueError, match=r"1\.png: .*not a regular file"):
         native_sizes(tmp_path)
 
 
