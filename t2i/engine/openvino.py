@@ -6,6 +6,7 @@ A network keeps its place and its callers: `nn.Module.__call__` runs `_compiled_
 
 import functools
 import importlib
+import logging
 import os
 import warnings
 from collections import OrderedDict
@@ -32,8 +33,6 @@ FORMAT = 1  # of the converted models; raise it when the forward pass of a netwo
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 MOST_SHAPES, MOST_BYTES = 8, 2**30  # executables that a network keeps, and the bytes of weights in all of them
 MODEL, WEIGHTS, ENTRY = "model.xml", "model.bin", "entry.json"
-
-Report = Callable[[str], None]
 
 
 class Conversion(NamedTuple):
@@ -84,9 +83,8 @@ def attach(
     text_encoder: TextEncoder,
     unet: UNet,
     vae: AutoencoderKL,
-    *,
     cache: Path | None = None,
-    report: Report = warnings.warn,
+    report: Callable[[str], None] = print,
 ) -> None:
     """Makes OpenVINO run the networks of a pipeline from now on, in their dtypes.
 
@@ -129,7 +127,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "t2i" / "openvino"
 
 
-def _attach(name: str, conversion: Conversion, cache: Path, report: Report) -> None:
+def _attach(name: str, conversion: Conversion, cache: Path, report: Callable[[str], None]) -> None:
     network = conversion.network
     state, dtype = network.state_dict(), next(network.parameters()).dtype
     count = sum(tensor.numel() for tensor in state.values())
@@ -145,7 +143,9 @@ def _attach(name: str, conversion: Conversion, cache: Path, report: Report) -> N
             parameter.data = torch.full((), float("nan"), dtype=dtype).expand(parameter.shape)
 
 
-def _cached(name: str, key: str, conversion: Conversion, cache: Path, report: Report, parameters: int) -> Any:
+def _cached(
+    name: str, key: str, conversion: Conversion, cache: Path, report: Callable[[str], None], parameters: int
+) -> Any:
     """Returns the converted network, from `cache` or converted now; without a cache if it cannot be written."""
     entry = cache / key[:40]
     try:
@@ -184,8 +184,7 @@ def _convert(name: str, conversion: Conversion) -> Any:
     manager = importlib.import_module("openvino.frontend").FrontEndManager()
     script = importlib.import_module("openvino.frontend.pytorch.ts_decoder").TorchScriptPythonDecoder
 
-    with _failures(name, "the conversion"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's, about Python values that are constants of the network
+    with _failures(name, "the conversion"), _quiet():
         traced = conversion.traced.float().eval()
         graph = torch.jit.trace(traced, conversion.example, check_trace=False, strict=False)
         decoder = script(graph, example_input=conversion.example, shared_memory=True)
@@ -270,6 +269,19 @@ def _openvino() -> Any:
 @functools.cache
 def _core() -> Any:
     return _openvino().Core()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the tracer, which warns of Python values in networks, and transformers, whose properties it reads."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 @contextmanager

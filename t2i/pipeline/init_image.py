@@ -173,8 +173,12 @@ class Joined(nn.Module):
 def joined_generator(generator: LatentDiffusion, extra: Float[Tensor, "b e h w"]) -> LatentDiffusion:
     """Returns a twin of `generator` for one batch, whose U-Net reads `extra`; it shares the weights."""
     unet, twin = copy.copy(generator.unet), copy.copy(generator)
-    if unet.config.center_input_sample:
-        extra = 2 * extra - 1
-    unet.__dict__["_modules"] = {**unet._modules, "conv_in": Joined(unet.conv_in, extra)}
+    if (call := generator.unet._compiled_call_impl) is not None:
+        joined = Joined(nn.Identity(), extra)
+        unet._compiled_call_impl = lambda x, t, cond: call(joined(x), t, cond)
+    else:
+        if unet.config.center_input_sample:
+            extra = 2 * extra - 1
+        unet.__dict__["_modules"] = {**unet._modules, "conv_in": Joined(unet.conv_in, extra)}
     twin.unet = unet
     return twin

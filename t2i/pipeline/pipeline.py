@@ -42,6 +42,7 @@ from t2i.pipeline.request import Request
 from t2i.pipeline.resolved import PreparedRequest, ResolvedRequest
 from t2i.text.base import TextEncoder
 
+ENGINES = ("torch", "openvino")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # (pipeline, step from 0, its timestep as diffusers counts it, {"latents"}) -> None, or {"latents": new}
 StepEnd = Callable[["Pipeline", int, int, dict[str, Tensor]], dict[str, Tensor] | None]
@@ -89,6 +90,7 @@ class Pipeline:
         self._scheduler, self.defaults = scheduler, defaults or Defaults(solver=scheduler.solver)
         self._interrupt = False
         self.vae_runner = VAERunner()
+        self.engine = "torch"
         self.report = report  # a line for all that was ignored, inferred or chosen of the files
         # A U-Net for inpainting reads the mask and the kept part's latents beside its own.
         self.joined = generator.unet.config.in_channels != autoencoder.config.latent_channels
@@ -144,12 +146,14 @@ class Pipeline:
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Writes a folder that `from_pretrained` and diffusers load, weights in `dtype` if given."""
+        self._check_torch("saving")
         for network in (self.generator.unet, self.text_encoder.tower):
             check_no_lora(network, "merge it into the weights, or take it off, before they are saved")
         save(Parts(self.text_encoder, self.generator, self.autoencoder, self.scheduler, self.defaults), folder, dtype)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Moves every component; an autoencoder that overflows in half precision (`force_upcast`) stays in float32."""
+        self._check_torch("another device or dtype")
         if device is not None:
             check_device(device)
         upcast = dtype == torch.float16 and self.autoencoder.config.force_upcast
@@ -157,6 +161,27 @@ class Pipeline:
         self.generator.unet.to(device=device, dtype=dtype)
         self.autoencoder.to(device=device, dtype=torch.float32 if upcast else dtype)
         return self
+
+    def use_engine(self, name: str = "openvino", cache: str | Path | None = None) -> Self:
+        """Runs the networks by "openvino" from now on; "torch" is the default, and cannot be returned to.
+
+        It comes last: the pipeline is on its device and in its dtype, and LoRAs and embeddings are in it. `cache` is
+        the folder of converted networks. Raises ConfigError, see `t2i.engine.openvino.attach`.
+        """
+        if name not in ENGINES:
+            raise ConfigError("engine", f"unknown; choose one of {', '.join(ENGINES)}", name)
+        if name == "openvino" and self.engine == "torch":
+            from t2i.engine.openvino import attach
+
+            attach(self.text_encoder, self.generator.unet, self.autoencoder, None if cache is None else Path(cache))
+            self.engine = name
+        return self
+
+    def _check_torch(self, action: str) -> None:
+        if self.engine != "torch":
+            raise ConfigError(
+                "engine", f"{action} needs a pipeline with the engine torch: load the model again", self.engine
+            )
 
     def enable_vae_tiling(self, pixels: int = 512) -> None:
         """Decodes and encodes by overlapping tiles of `pixels` a side, for less memory; seams are blended."""
@@ -174,6 +199,7 @@ class Pipeline:
     @property
     def networks(self) -> dict[str, nn.Module]:
         """The networks that a LoRA changes, by component."""
+        self._check_torch("a LoRA")
         return {"unet": require_diffusion(self.generator, "a LoRA").unet, "text_encoder": self.text_encoder}
 
     def __call__(
