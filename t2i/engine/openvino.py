@@ -8,6 +8,7 @@ import functools
 import importlib
 import logging
 import os
+import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -260,6 +261,8 @@ def _of_coder(network: Encoder | Decoder, channels: int, factor: int) -> Convers
 
 
 def _openvino() -> Any:
+    # openvino reports its import to its makers where it can import this package; its stub does nothing.
+    sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
     try:
         return importlib.import_module("openvino")
     except ImportError as error:
