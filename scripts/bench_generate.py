@@ -131,11 +131,16 @@ def our_side(folder: Path, figure: Figure, options: argparse.Namespace) -> Side:
     pipeline = Pipeline.from_pretrained(folder).to(options.device, getattr(torch, figure.ours))
     if mode := ENGINES[options.engine]:
         pipeline.generator.unet.compile(mode=mode)
+    return side_of(pipeline, options.steps)
+
+
+def side_of(pipeline: Any, steps: int) -> Side:
+    """Returns the side of a t2i pipeline."""
 
     def run(batch: int, output_type: str = "pil", size: int | None = None) -> Any:
         return pipeline(
             PROMPTS[:batch],
-            num_inference_steps=options.steps,
+            num_inference_steps=steps,
             guidance_scale=GUIDANCE,
             solver="ddim",
             seeds=0,
