@@ -84,6 +84,7 @@ def generate(
     ] = None,
     device: Device = None,
     dtype: Annotated[str | None, option("dtype")] = None,
+    engine: Annotated[str | None, option("engine")] = None,
     batch_size: Annotated[
         int, Option(help="Images at a time; up to rounding, they do not depend on it", rich_help_panel=RUN)
     ] = 8,

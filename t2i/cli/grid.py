@@ -53,6 +53,7 @@ def grid(
     ] = False,
     device: Device = None,
     dtype: Annotated[str | None, option("dtype")] = None,
+    engine: Annotated[str | None, option("engine")] = None,
 ) -> None:
     """Draw one prompt over up to three settings, from one noise: a labelled image and an HTML page.
 

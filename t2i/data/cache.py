@@ -22,6 +22,7 @@ from t2i.files import publish, read_json, sha256, sweep, write_json
 
 FORMAT = 1
 SHARD_ROWS = 1024
+MANIFEST = {"format", "parts", "rows", "shard_rows", "sha256"}  # its keys
 PARTS = {"data": "data", "size": "size", "vae": "VAE", "text_encoder": "text encoder"}
 SECTIONS = {"latents": ("data", "size", "vae"), "texts": ("data", "text_encoder")}
 
@@ -214,6 +215,8 @@ class _Shards:
             manifest = read_json(place / "manifest.json")
         except ValueError as error:
             raise self._damaged(place / "manifest.json", str(error)) from None
+        if unknown := manifest.keys() - MANIFEST:  # as one flipped bit in a key's name would leave it
+            raise self._damaged(place / "manifest.json", f"unknown key {min(unknown)!r:.50}")
         self._n, self._size = (self._count(manifest, key) for key in ("rows", "shard_rows"))
         self._check_files(manifest.get("sha256"))
         self._shards = [self._read(_shard(place, k)) for k in range(-(-self._n // self._size))]
@@ -232,8 +235,9 @@ class _Shards:
         if digests is None:
             warnings.warn(f"{self._place}: built before caches had checksums; its content is not checked", stacklevel=2)
             return
-        if not isinstance(digests, dict):
-            raise self._damaged(self._place / "manifest.json", "no checksums")
+        files = {path.name for path in self._place.glob("*.safetensors")}
+        if not isinstance(digests, dict) or files - digests.keys():
+            raise self._damaged(self._place / "manifest.json", "checksums are missing")
         for name, digest in digests.items():
             path = self._place / Path(name).name
             if not path.is_file():

@@ -8,7 +8,6 @@ import functools
 import importlib
 import logging
 import os
-import sys
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -24,9 +23,11 @@ from t2i.autoencoder.encoder_decoder import Decoder, Encoder
 from t2i.autoencoder.kl import AutoencoderKL
 from t2i.component import fingerprint
 from t2i.conditioning import Conditioning
+from t2i.engine import import_openvino
 from t2i.errors import ConfigError, RunFailed
 from t2i.files import atomic_folder, lock, read_json, sha256, write_json
 from t2i.generator.unet import UNet
+from t2i.progress import say
 from t2i.text.base import TextEncoder
 from t2i.text.clip import CLIPTextEncoder
 
@@ -85,7 +86,7 @@ def attach(
     unet: UNet,
     vae: AutoencoderKL,
     cache: Path | None = None,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = say,
 ) -> None:
     """Makes OpenVINO run the networks of a pipeline from now on, in their dtypes.
 
@@ -261,10 +262,8 @@ def _of_coder(network: Encoder | Decoder, channels: int, factor: int) -> Convers
 
 
 def _openvino() -> Any:
-    # openvino reports its import to its makers where it can import this package; its stub does nothing.
-    sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
     try:
-        return importlib.import_module("openvino")
+        return import_openvino()
     except ImportError as error:
         raise ConfigError("engine", f"not installed ({error}): pip install 't2i[openvino]'", "openvino") from None
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 
+from t2i.engine import import_openvino
+
 OK, NOTE, BAD = "ok", "note", "bad"
 LEAST_FREE = 10**9  # bytes of disk: too small for a checkpoint
 # The modules to import, with the package of each and the extra that requires it.
@@ -22,6 +24,7 @@ MODULES = {
     "datasets": ("datasets", ""),
     "open_clip": ("open_clip_torch", ""),
     "xformers": ("xformers", "xformers"),
+    "openvino": ("openvino", "openvino"),
 }
 
 
@@ -85,7 +88,7 @@ def check_packages() -> Checks:
         bad = NOTE if extra else BAD
         command = f"pip install -e '.[{extra}]'" if extra else f"pip install '{package}>={minimum}'"
         try:
-            imported = import_module(module)
+            imported = import_openvino() if module == "openvino" else import_module(module)
             version = metadata.version(package)
         except Exception as error:  # a broken build may raise anything
             missing = isinstance(error, ModuleNotFoundError) and error.name == module

@@ -20,6 +20,7 @@ from t2i.diffusion.guidance import Guidance
 from t2i.diffusion.names import did_you_mean, parse_solver
 from t2i.diffusion.prediction import AfterStep
 from t2i.diffusion.schedule import Level
+from t2i.engine import check_engine
 from t2i.errors import ConfigError, check_finite
 from t2i.generator.latent_diffusion import LatentDiffusion, require_diffusion
 from t2i.generator.scheduler_config import SchedulerConfig
@@ -42,7 +43,6 @@ from t2i.pipeline.request import Request
 from t2i.pipeline.resolved import PreparedRequest, ResolvedRequest
 from t2i.text.base import TextEncoder
 
-ENGINES = ("torch", "openvino")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # (pipeline, step from 0, its timestep as diffusers counts it, {"latents"}) -> None, or {"latents": new}
 StepEnd = Callable[["Pipeline", int, int, dict[str, Tensor]], dict[str, Tensor] | None]
@@ -50,7 +50,7 @@ StepEnd = Callable[["Pipeline", int, int, dict[str, Tensor]], dict[str, Tensor] 
 CLEAN = Level(0.0, 1.0, 0.0)
 SETTABLE = (
     *("text_encoder", "generator", "autoencoder", "scheduler", "defaults", "vae_runner", "report", "joined"),
-    *("_scheduler", "_interrupt"),
+    *("_scheduler", "_interrupt", "_engine"),
 )
 
 
@@ -90,7 +90,7 @@ class Pipeline:
         self._scheduler, self.defaults = scheduler, defaults or Defaults(solver=scheduler.solver)
         self._interrupt = False
         self.vae_runner = VAERunner()
-        self.engine = "torch"
+        self._engine = "torch"
         self.report = report  # a line for all that was ignored, inferred or chosen of the files
         # A U-Net for inpainting reads the mask and the kept part's latents beside its own.
         self.joined = generator.unet.config.in_channels != autoencoder.config.latent_channels
@@ -126,15 +126,17 @@ class Pipeline:
         variant: str | None = None,
         config: str | Path | None = None,
         prediction_type: str | None = None,
+        engine: str | None = None,
     ) -> Self:
         """Returns the pipeline that `name` stands for, on the CPU in float32.
 
         `name` is a folder, a hub repository (at `revision`), a single safetensors file or the folder of a fine-tuning.
         `variant` is that of the weights, as "fp16"; a single variant is taken without being asked for. `config` (a
-        folder of JSON configs) and `prediction_type` give what a single file leaves out.
+        folder of JSON configs) and `prediction_type` give what a single file leaves out. `engine`: see `use_engine`.
         """
         parts = load(name, revision=revision, variant=variant, config=config, prediction_type=prediction_type)
-        return cls.from_parts(parts, name)
+        pipeline = cls.from_parts(parts, name)
+        return pipeline if engine is None else pipeline.use_engine(engine)
 
     @classmethod
     def from_parts(cls, parts: Parts, where: str | Path) -> Self:
@@ -168,13 +170,11 @@ class Pipeline:
         It comes last: the pipeline is on its device and in its dtype, and LoRAs and embeddings are in it. `cache` is
         the folder of converted networks. Raises ConfigError, see `t2i.engine.openvino.attach`.
         """
-        if name not in ENGINES:
-            raise ConfigError("engine", f"unknown; choose one of {', '.join(ENGINES)}", name)
-        if name == "openvino" and self.engine == "torch":
+        if check_engine(name) == "openvino" and self.engine == "torch":
             from t2i.engine.openvino import attach
 
             attach(self.text_encoder, self.generator.unet, self.autoencoder, None if cache is None else Path(cache))
-            self.engine = name
+            self._engine = name
         return self
 
     def _check_torch(self, action: str) -> None:
@@ -190,6 +190,11 @@ class Pipeline:
     def enable_vae_slicing(self) -> None:
         """Decodes and encodes one image at a time."""
         self.vae_runner.sliced = True
+
+    @property
+    def engine(self) -> str:
+        """The engine that runs the networks: "torch" or "openvino"."""
+        return self._engine
 
     @property
     def device(self) -> torch.device:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from t2i.data.decode import UnreadableImage, decode
+from t2i.engine import check_engine, default_engine
 from t2i.errors import RunFailed
 from t2i.files import read_bytes, sha256, write_png
 from t2i.interop.lora import lora_files, merge_lora
@@ -167,6 +168,9 @@ def open_pipeline(session: Session, job: Job) -> tuple[Pipeline, dict[str, Any]]
     if (backend := options.get("attention", "sdpa")) != "sdpa":
         set_attention_backend(pipeline.generator.unet, backend)
         made_by["attention"] = backend
+    if (engine := check_engine(options.get("engine") or default_engine())) != "torch":
+        pipeline.use_engine(engine)
+        made_by["engine"] = engine
     if job.made_with:
         file, digest = job.made_with["file"], job.made_with["model_sha256"]
         if digest is None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from t2i.diffusion.names import SIGMAS, SOLVER_NAMES, SPACINGS
+from t2i.engine import ENGINES
 
 LONGEST_NAME = 255  # bytes of a file's name
 LARGEST_SEED = 2**63 - 1
@@ -183,6 +184,8 @@ _TABLE = (
             help="Run the VAE in tiles of this size, which takes less memory"),
     Setting("attention", _one_of("sdpa", "xformers"), None, ("--attention",), panel=MODEL,
             help="sdpa (default) or xformers"),
+    Setting("engine", _one_of(*ENGINES), None, ("--engine",), panel=RUN,
+            help="torch (default) or openvino, which is faster on a CPU; T2I_ENGINE changes the default"),
     Setting("model_config", _file),
     Setting("model_sha256", _hash),
     Setting("prediction_type", _one_of("epsilon", "v_prediction", "sample", "eps", "v"), None, ("--prediction-type",),

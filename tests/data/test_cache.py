@@ -209,7 +209,10 @@ def test_every_flipped_bit_is_noticed(tmp_path):
     open_cache(tmp_path, parts())
 
 
-@pytest.mark.parametrize("change", [{"rows": "11"}, {"rows": 0}, {"rows": 12}, {"shard_rows": None}, {"sha256": []}])
+@pytest.mark.parametrize(
+    "change",
+    [{"sha25v": {}}, {"sha256": {}}, {"rows": "11"}, {"rows": 0}, {"rows": 12}, {"shard_rows": None}, {"sha256": []}],
+)
 def test_a_manifest_that_does_not_fit_is_named(tmp_path, change):
     build(tmp_path, Encoders())
     [manifest] = (tmp_path / "latents").glob("*/manifest.json")

@@ -3,17 +3,21 @@
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from t2i.__main__ import main
 from t2i.conditioning import Conditioning
 from t2i.diffusion.solvers import SOLVERS
 from t2i.engine.openvino import Executables, cache_folder
 from t2i.errors import ConfigError
+from t2i.nn.lora import LoraConfig, add_lora
 from t2i.pipeline import Pipeline
+from t2i.pipeline.outputs import read_settings
 from tests.pipeline.tiny import apart, make_pipeline
 
 pytest.importorskip("openvino")
@@ -130,15 +134,15 @@ def test_few_executables_are_kept(pair):
 def test_cache_is_used_and_a_damaged_entry_is_rebuilt(tmp_path, capsys):
     reference = images(make_pipeline())
     make_pipeline().use_engine("openvino", tmp_path)
-    assert capsys.readouterr().out.count("converting the") == 4
+    assert capsys.readouterr().err.count("converting the") == 4
     make_pipeline().use_engine("openvino", tmp_path)
-    assert capsys.readouterr().out == ""
+    assert "converting" not in capsys.readouterr().err
     [weights] = [p for p in tmp_path.glob("*/model.bin") if "U-Net" in (p.parent / "entry.json").read_text()]
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 64
     weights.write_bytes(data)
     pipeline = make_pipeline().use_engine("openvino", tmp_path)
-    out = capsys.readouterr().out
+    out = capsys.readouterr().err
     assert f"{weights.parent}: damaged" in out
     assert out.count("converting the") == 1
     assert np.abs(images(pipeline) - reference).max() <= 2 / 255
@@ -151,14 +155,14 @@ def test_other_weights_are_another_entry(tmp_path, capsys):
     with torch.no_grad():
         other.generator.unet.conv_out.bias += 1
     other.use_engine("openvino", tmp_path)
-    assert capsys.readouterr().out.count("converting the U-Net") == 1
+    assert capsys.readouterr().err.count("converting the U-Net") == 1
 
 
 def test_without_a_cache(tmp_path, capsys):
     file = tmp_path / "file"
     file.write_text("")
     pipeline = make_pipeline().use_engine("openvino", file)
-    assert "cannot be written" in capsys.readouterr().out
+    assert "cannot be written" in capsys.readouterr().err
     assert np.abs(images(pipeline) - images(make_pipeline())).max() <= 2 / 255
 
 
@@ -169,7 +173,7 @@ def test_two_at_once_convert_once(tmp_path, capsys):
         thread.start()
     for thread in threads:
         thread.join()
-    assert capsys.readouterr().out.count("converting the") == 4
+    assert capsys.readouterr().err.count("converting the") == 4
     assert np.abs(images(pipelines[0]) - images(pipelines[1])).max() <= 2 / 255
 
 
@@ -213,3 +217,47 @@ def test_nothing_is_sent(tmp_path):
     result = subprocess.run(command, check=False, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "connected" not in result.stdout
+
+
+def test_generate_with_the_engine(tmp_path, monkeypatch, capsys):
+    """The same image as by torch, the engine in its settings; the environment sets the default."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("T2I_CACHE", str(tmp_path / "cache"))
+    make_pipeline().save_pretrained("model")
+
+    def generate(out, *arguments):
+        command = ["t2i", "generate", "a red circle", "-m", "model", "--seed", "1", "--steps", "3", "-o", out]
+        monkeypatch.setattr(sys, "argv", [*command, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        if ended.value.code:
+            raise ended.value
+        [image] = [path for path in Path(out).glob("*.png") if not path.name.startswith("grid")]
+        return np.asarray(Image.open(image)).astype(int), read_settings(image)
+
+    reference, settings = generate("a")
+    assert "engine" not in settings
+    monkeypatch.setenv("T2I_ENGINE", "openvino")
+    for out, arguments in (("b", ()), ("c", ("--engine", "openvino"))):
+        pixels, settings = generate(out, *arguments)
+        assert np.abs(pixels - reference).max() <= 2 and settings["engine"] == "openvino"
+    assert "engine" not in generate("d", "--engine", "torch")[1]
+    monkeypatch.setenv("T2I_ENGINE", "tensorrt")
+    with pytest.raises(SystemExit) as exit:
+        generate("e")
+    assert exit.value.code == 2 and "T2I_ENGINE = 'tensorrt': unknown" in capsys.readouterr().err
+
+
+def test_a_lora_is_merged_before_the_engine_takes_over(cache):
+    torch_, openvino = make_pipeline(), make_pipeline()
+    for pipeline in (torch_, openvino):
+        lora = {"unet": LoraConfig(rank=2)}
+        network = pipeline.networks["unet"]
+        add_lora(network, lora["unet"])
+        with torch.no_grad():
+            for name, weight in network.named_parameters():
+                if "lora_B" in name:
+                    weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name))) / 5)
+    openvino.use_engine("openvino", cache)
+    assert np.abs(images(openvino) - images(torch_)).max() <= 2 / 255
+    assert np.abs(images(openvino) - images(make_pipeline())).max() > 2 / 255
