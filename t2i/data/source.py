@@ -127,7 +127,7 @@ def fingerprint(*parts: Iterable[str]) -> str:
 
 def captions_in(value: Any, where: str) -> list[str]:
     """Returns the captions of a row: a string, a list of strings, or null for none; raises a ValueError otherwise."""
-    texts = value if isinstance(value, list) and value else ["" if value is None or value == [] else value]
+    texts: list[Any] = value if isinstance(value, list) and value else ["" if value is None or value == [] else value]
     for text in texts:
         if not isinstance(text, str):
             raise ValueError(f"{where} is {value!r:.100}, neither a string nor a list of strings")

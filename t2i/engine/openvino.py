@@ -243,7 +243,7 @@ class _TowerCall(_Call):
 
 def _of_unet(unet: UNet) -> Conversion:
     config, side = unet.config, 8 * 2 ** (len(unet.config.block_out_channels) - 1)
-    width = config.encoder_hid_dim or config.cross_attention_dim
+    width = config.context_dim if isinstance(config.context_dim, int) else config.context_dim[0]
     mask = (torch.ones(2, 5, dtype=torch.bool),) if unet.mask_padding else ()
     example = (torch.zeros(2, config.in_channels, side, side), torch.zeros(2), torch.zeros(2, 5, width), *mask)
     call = _MaskedUNetCall if unet.mask_padding else _UNetCall
