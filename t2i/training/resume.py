@@ -53,7 +53,7 @@ def check_run(recipe: Recipe, couples_batch: bool) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise ConfigError("out", f"cannot be a folder ({error.strerror})", str(run)) from None
+        raise ConfigError("out", f"cannot be written ({error.strerror}): give another folder", str(run)) from None
     if not run.is_dir():
         raise ValueError(f"out={run} is a file: give a folder")
     if (newest := checkpoint.latest(run / "checkpoints", quiet=True)) is not None:

@@ -107,7 +107,7 @@ def test_pickled_weights_are_refused(copy, name):
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"unet": {"in_channels": 8}}, "`in_channels` = 8, but vae/config.json: `latent_channels` = 4"),
+        ({"unet": {"in_channels": 6}}, "`in_channels` = 6, but vae/config.json: `latent_channels` = 4"),
         ({"vae": {"latent_channels": 8}}, "`in_channels` = 4, but vae/config.json: `latent_channels` = 8"),
         ({"unet": {"encoder_hid_dim": 48}}, "`encoder_hid_dim` = 48, but the text encoder's states are 32 wide"),
         ({"unet": {"encoder_hid_dim": None}}, "`cross_attention_dim` = 24, but the text encoder's states are 32 wide"),

@@ -60,6 +60,7 @@ OPTIONAL = {
     "loras": st.lists(st.tuples(NAMES, HASHES, st.floats(-1000, 1000)).map(list), max_size=2),
     "vae_tile": st.integers(1, 65_536),
     "attention": st.sampled_from(["sdpa", "xformers"]),
+    "engine": st.sampled_from(["torch", "openvino"]),
     "model": TEXTS,
     "model_config": NAMES,
     "model_sha256": HASHES,
