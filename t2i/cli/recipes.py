@@ -1,6 +1,5 @@
 """`t2i recipes` lists the shipped recipes, `t2i recipes copy NAME` copies one."""
 
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -8,8 +7,6 @@ import typer
 
 from t2i.cli.options import CONFIGS, find_recipe, shipped_recipes
 from t2i.files import write_text
-
-NAMED = re.compile(rf"\b{CONFIGS}/[\w./-]+\.txt\b")  # the files that a recipe reads
 
 
 def recipes(
@@ -33,7 +30,7 @@ def recipes(
 
 
 def copy(name: str, to: Path | None) -> None:
-    """Copies a recipe, and the files that it reads unless they exist in the current folder."""
+    """Copies a recipe; an existing file is kept."""
     short, recipe = find_recipe(name)
     if to is None:
         to = Path(CONFIGS, f"{short}.yaml")
@@ -44,19 +41,12 @@ def copy(name: str, to: Path | None) -> None:
         return
     if to.exists():
         raise ValueError(f"{to}: exists and is kept; give another DST: t2i recipes copy {name} DST")
-    text = recipe.read_text(encoding="utf8")
-    # Recipes name these files by their path from the current folder; existing ones belong to the user.
-    named = [Path(file) for file in sorted(set(NAMED.findall(text)))]
-    place = recipe.parents[short.count("/") + 1]  # that contains configs/
-    sources = {file: place / file for file in named if not file.exists()}
-    texts = {to: text} | {file: s.read_text(encoding="utf8") for file, s in sources.items() if s.is_file()}
-    for path, content in texts.items():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"{path}: cannot be written ({error.strerror})") from None
-        write_text(path, content, new=True)
-        typer.echo(str(path))
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{to}: cannot be written ({error.strerror})") from None
+    write_text(to, recipe.read_text(encoding="utf8"), new=True)
+    typer.echo(str(to))
 
 
 def header(path: Path) -> str:
