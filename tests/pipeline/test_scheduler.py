@@ -101,3 +101,36 @@ def test_interrupt_ends_the_steps_as_in_diffusers(reference):
     assert apart(ours, theirs) <= 1e-4
     del options["callback_on_step_end"]
     assert apart(pipe(PROMPT, seeds=[7], **options).images, ours) > 1e-2  # the next call is not interrupted
+
+
+CLASSES = {
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "plms": "PNDMScheduler",
+    "dpm++2m": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+STEPS = (4, 5, 6, 7, 8, 10, 12, 15, 20, 25, 30, 35, 40, 50)
+
+
+@pytest.mark.slow
+def test_differences_to_diffusers_by_solver_and_steps(reference, capsys):
+    """Prints the largest difference of the images in levels of 255; only DDIM and PLMS need a divisor of 1000."""
+    table = {}
+    for solver, name in CLASSES.items():
+        kind, pipe = getattr(diffusers, name), make_pipeline()
+        keys = {"skip_prk_steps": True} if solver == "plms" else {}
+        pipe.scheduler = kind.from_config(pipe.scheduler.config, **keys)
+        reference.scheduler = kind.from_config(reference.scheduler.config, **keys)
+        for steps in STEPS:
+            options = {"num_inference_steps": steps, "guidance_scale": 4.0, "output_type": "np"}
+            theirs = reference(PROMPT, generator=torch.Generator().manual_seed(7), **options).images
+            table[solver, steps] = 255 * float(abs(pipe(PROMPT, seeds=[7], **options).images - theirs).max())
+    with capsys.disabled():
+        print("\nsteps   " + "".join(f"{steps:6}" for steps in STEPS))
+        for solver in CLASSES:
+            print(f"{solver:8}" + "".join(f"{table[solver, steps]:6.2f}" for steps in STEPS))
+    for (solver, steps), difference in table.items():
+        assert difference <= 2 or (solver in ("ddim", "plms") and 1000 % steps), (solver, steps)
