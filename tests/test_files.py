@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import signal
 import stat
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from t2i.__main__ import main
 from t2i.component import read_safetensors
 from t2i.errors import RunFailed
 from t2i.files import (
@@ -227,3 +229,17 @@ def test_what_is_no_regular_file_is_named_and_not_read(tmp_path):
 def test_printable_text_has_no_control_characters():
     assert printable("a\nb \u202egnp.exe\x1b[0m\x00") == "a\nb \\u202egnp.exe\\x1b[0m\\x00"
     assert printable("ß 猫 👩\u200d🎨") == "ß 猫 👩\u200d🎨"
+
+
+def test_a_failure_of_the_file_system_is_one_message(monkeypatch, capsys):
+    """Wherever it happens: the path, the cause and the free space, exit code 1."""
+
+    def fail():
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp/x/metrics.jsonl")
+
+    monkeypatch.setattr("t2i.cli.app.app", fail)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    err = capsys.readouterr().err
+    assert ended.value.code == 1 and "Traceback" not in err
+    assert re.search(r"t2i: /tmp/x/metrics\.jsonl: No space left on device \(\d+ MiB free\)", err)

@@ -15,7 +15,7 @@ def pnginfo(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each file, one a line")] = False,
 ) -> None:
-    """Print the settings inside images of t2i, A1111, InvokeAI or Fooocus."""
+    """Print the settings inside images of t2i, A1111, InvokeAI, Fooocus or SwarmUI."""
     from t2i.pipeline.metadata import read_png
 
     refused = []

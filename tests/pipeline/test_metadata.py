@@ -486,3 +486,17 @@ def test_of_two_texts_with_one_key_the_last_counts_and_the_other_is_said(tmp_pat
     path.write_bytes(whole[:-12] + chunk(b"tEXt", b"parameters\0second") + whole[-12:])
     found = read_png(path)
     assert found.settings["prompt"] == "second" and found.ignored == ['text "parameters"']
+
+
+def test_json_under_a1111s_key_is_read_by_the_program_that_wrote_it(tmp_path):
+    parameters = {"prompt": "a fox", "negativeprompt": "bad", "steps": 20, "cfgscale": 7, "seed": 1, "width": 64}
+    parameters |= {"height": 32, "sampler": "euler", "model": "sd15", "swarm_version": "0.9"}
+    image = read_png(png(tmp_path / "swarm.png", {"parameters": json.dumps({"sui_image_params": parameters})}))
+    assert image.source == "swarmui" and image.settings == {
+        "prompt": "a fox", "negative": "bad", "steps": 20, "cfg": 7, "seed": 1, "size": "64x32", "solver": "euler",
+        "model": "sd15",
+    }  # fmt: skip
+    assert image.ignored == ['swarm_version = "0.9"']
+    for unknown in ({}, {"prompt": "a fox"}, {"c": "a fox", "uc": "", "seed": 1}):
+        with pytest.raises(ValueError, match="a JSON object of a program that is not known here"):
+            read_png(png(tmp_path / "other.png", {"parameters": json.dumps(unknown)}))

@@ -1,7 +1,8 @@
 """Settings inside images: the texts of a PNG, ours and those of other programs. Torch is not needed.
 
-A PNG of t2i has two: `t2i`, JSON, which is read back, and `parameters`, A1111's text, for other programs. InvokeAI's
-and Fooocus's are read too. A file is untrusted: sizes, depths, types and bounds are checked, and nothing is run.
+A PNG of t2i has two: `t2i`, JSON, which is read back, and `parameters`, A1111's text, for other programs. Those of
+InvokeAI, Fooocus and SwarmUI are read too. A file is untrusted: sizes, depths, types and bounds are checked, and nothing
+is run.
 """
 
 import json
@@ -12,7 +13,7 @@ from typing import Any
 from t2i.pipeline.metadata.a1111 import from_a1111, to_a1111
 from t2i.pipeline.metadata.chunks import read_texts
 from t2i.pipeline.metadata.fields import MOST_TEXT, SCHEMA, PngSettings, read_json
-from t2i.pipeline.metadata.foreign import from_dream, from_fooocus, from_invokeai, from_sd_metadata
+from t2i.pipeline.metadata.foreign import from_dream, from_fooocus, from_invokeai, from_object, from_sd_metadata
 from t2i.pipeline.settings import FILES, SETTINGS, checked, short, text
 
 __all__ = ["SCHEMA", "PngSettings", "from_a1111", "read_png", "request_from", "to_a1111", "to_texts"]
@@ -51,15 +52,17 @@ def read_png(path: str | Path) -> PngSettings:
     key = next((key for key in (OURS, *READERS, "parameters") if key in texts), None)
     if key is None:
         graph = " (a ComfyUI graph is in it, which is not one request)" if COMFYUI & set(others) else ""
-        raise ValueError(f"{path}: holds no settings of t2i, A1111, InvokeAI or Fooocus{graph}")
+        raise ValueError(f"{path}: holds no settings of t2i, A1111, InvokeAI, Fooocus or SwarmUI{graph}")
     try:
         if key == OURS:
             image = _from_ours(texts[key])
             texts.pop("parameters", None)  # ours again
         elif key in READERS:
             image = READERS[key](texts[key])
-        elif scheme is not None or _is_object(texts[key]):
-            image = from_fooocus(texts[key], scheme or "fooocus")
+        elif scheme is not None:
+            image = from_fooocus(texts[key], scheme)
+        elif _is_object(texts[key]):
+            image = from_object(texts[key])
         else:
             image = from_a1111(texts[key])
     except ValueError as error:
@@ -69,7 +72,7 @@ def read_png(path: str | Path) -> PngSettings:
 
 
 def _is_object(written: str) -> bool:
-    """True if a text is JSON, as Fooocus writes it under A1111's key: a prompt in braces has settings after it."""
+    """True if a text is JSON, as some programs write it under A1111's key: a prompt in braces has settings after it."""
     written = written.strip()
     return written.startswith("{") and written.endswith("}")
 

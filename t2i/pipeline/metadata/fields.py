@@ -18,7 +18,7 @@ class PngSettings(NamedTuple):
     """The settings inside an image, by our names; `ignored` lists everything else in it."""
 
     settings: dict[str, Any]
-    source: Literal["t2i", "a1111", "invokeai", "fooocus"]
+    source: Literal["t2i", "a1111", "invokeai", "fooocus", "swarmui"]
     raw: str
     ignored: list[str]
 

@@ -1,4 +1,4 @@
-"""Settings that InvokeAI and Fooocus write, by our names."""
+"""Settings that InvokeAI, Fooocus and SwarmUI write, by our names."""
 
 import re
 from typing import Any
@@ -28,6 +28,15 @@ FOOOCUS_KEYS = {
     "clip_skip": "clip_skip",
     "base_model": "model",
     "base_model_hash": "model_hash",
+}
+LEAST_FOOOCUS = 3  # of these keys are in each of its images
+SWARMUI_KEYS = {
+    "prompt": "prompt",
+    "negativeprompt": "negative",
+    "steps": "steps",
+    "cfgscale": "cfg",
+    "seed": "seed",
+    "model": "model",
 }
 LONGEST_DREAM = 100_000
 
@@ -146,6 +155,21 @@ def _split_negative(reading: _Reading, prompt: Any) -> None:
     reading.set("prompt", re.sub(r"(?<!\s)\s*+\[[^\[\]]*\]", "", prompt).strip() if negatives else prompt, "prompt")
     if negatives:
         reading.set("negative", " ".join(negatives), "prompt")
+
+
+def from_object(written: str) -> PngSettings:
+    """Reads a JSON object under A1111's key: SwarmUI's or Fooocus's; raises a ValueError for another program's."""
+    values = read_json(written)
+    if isinstance(parameters := values.get("sui_image_params"), dict):
+        reading = _Reading(parameters, SWARMUI_KEYS)
+        reading.size()
+        reading.solver("sampler")
+        reading.remaining |= {key: value for key, value in values.items() if key != "sui_image_params"}
+        return reading.done("swarmui", written)
+    if len(FOOOCUS_KEYS.keys() & values.keys()) >= LEAST_FOOOCUS:
+        return from_fooocus(written, "fooocus")
+    keys = ", ".join(short(key) for key in list(values)[:5])
+    raise ValueError(f"a JSON object of a program that is not known here (its keys: {keys or 'none'})")
 
 
 def from_fooocus(written: str, scheme: str) -> PngSettings:
