@@ -46,7 +46,7 @@ def test_json_is_a_line_a_file_and_the_rest_is_read_though_one_is_refused(t2i, o
     Image.new("RGB", (3, 2)).save(plain)
     theirs = parameters(tmp_path / "theirs.png", "a fox\nSteps: 3, Sampler: Euler, Seed: 1, Odd: 2")
     code, out, err = t2i("pnginfo", "--json", ours, plain, theirs)
-    assert code == 2 and err == f"t2i: {plain}: holds no settings of t2i, A1111, InvokeAI or Fooocus\n"
+    assert code == 2 and err == f"t2i: {plain}: holds no settings of t2i, A1111, InvokeAI, Fooocus or SwarmUI\n"
     first, second = map(json.loads, out.splitlines())
     assert first["source"] == "t2i" and first["settings"]["prompt"] == ASKED["prompt"] and first["file"] == str(ours)
     assert second["settings"]["solver"] == "euler" and second["ignored"] == ['Odd = "2"']

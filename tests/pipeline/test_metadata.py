@@ -309,7 +309,7 @@ def ours(**other):
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ({}, "holds no settings of t2i, A1111, InvokeAI or Fooocus$"),
+        ({}, "holds no settings of t2i, A1111, InvokeAI, Fooocus or SwarmUI$"),
         ({"workflow": "{}"}, "a ComfyUI graph is in it"),
         ({"t2i": "{"}, "is not JSON"),
         ({"t2i": "[]"}, "is not a JSON object"),

@@ -1,8 +1,8 @@
 """Settings inside images: the texts of a PNG, ours and those of other programs. Torch is not needed.
 
 A PNG of t2i has two: `t2i`, JSON, which is read back, and `parameters`, A1111's text, for other programs. Those of
-InvokeAI, Fooocus and SwarmUI are read too. A file is untrusted: sizes, depths, types and bounds are checked, and nothing
-is run.
+InvokeAI, Fooocus and SwarmUI are read too. A file is untrusted: sizes, depths, types and bounds are checked; nothing is
+run.
 """
 
 import json
