@@ -5,7 +5,6 @@ FOLDER/latents/KEY/ and FOLDER/texts/KEY/ hold shards and a manifest; another te
 
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from t2i.conditioning import Conditioning
 from t2i.data.transforms import TRANSFORM
 from t2i.errors import RunFailed
 from t2i.files import publish, read_json, sha256, sweep, write_json
+from t2i.progress import say
 
 FORMAT = 1
 SHARD_ROWS = 1024
@@ -233,7 +233,7 @@ class _Shards:
 
     def _check_files(self, digests: Any) -> None:
         if digests is None:
-            warnings.warn(f"{self._place}: built before caches had checksums; its content is not checked", stacklevel=2)
+            say(f"{self._place}: built before caches had checksums; its content is not checked")
             return
         files = {path.name for path in self._place.glob("*.safetensors")}
         if not isinstance(digests, dict) or files - digests.keys():
