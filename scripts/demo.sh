@@ -6,8 +6,8 @@ cd "$(dirname "$0")/.."
 . scripts/environment.sh
 environment
 
-[ $# -gt 0 ] || set -- "red anvil icon on a yellow background" "white dragon icon on a blue background" \
-  "frog, noto emoji" "strawberry, firefox emoji"
+[ $# -gt 0 ] || set -- "red anvil icon on a yellow background" "yellow anchor icon on a purple background" \
+  "taxi, firefox emoji" "a yellow star"
 out=outputs/demo
 "$bin/t2i" generate "$@" --count 4 --seed 0 --out "$out"
 echo
